@@ -1,0 +1,9 @@
+"""The one kind of error that a person using the program can act on."""
+
+
+class UserError(ValueError):
+    """Something in the input, the data or the machine must be changed by the user.
+
+    The message says what was given, what is allowed and what to do. The command line prints it
+    without a traceback and exits with a non-zero status; any other exception is a defect of ours.
+    """

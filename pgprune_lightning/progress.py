@@ -1,0 +1,29 @@
+"""One look for all progress bars, on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LOG_LINES = 30.0
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
+    """Make a progress bar that updates twice a second on a terminal and rarely in a log file.
+
+    Args:
+        iterable: What to go through, if the bar is to move by itself.
+        options: Passed on to tqdm.
+    """
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        dynamic_ncols=on_terminal,
+        mininterval=0.5 if on_terminal else SECONDS_BETWEEN_LOG_LINES,
+        # Without this a single slow step is shown at once, whatever the interval.
+        maxinterval=0.5 if on_terminal else SECONDS_BETWEEN_LOG_LINES,
+        **options,
+    )
