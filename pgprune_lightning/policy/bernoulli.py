@@ -1,0 +1,106 @@
+"""Independent Bernoulli variables, one for each unit: the distribution that masks are drawn from.
+
+Shapes: S samples, U units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+class BernoulliPolicy(nn.Module):
+    """The distribution p(m | s) of masks given keep probabilities.
+
+    Args:
+        keep_probabilities_U: Probability that each unit stays, (U,), from 0 to 1.
+    """
+
+    def __init__(self, keep_probabilities_U: Tensor) -> None:
+        super().__init__()
+        values_U = keep_probabilities_U.detach().double().clone()
+        assert values_U.ndim == 1, values_U.shape
+        assert bool(((values_U >= 0) & (values_U <= 1)).all()), "probabilities outside [0, 1]"
+        # A parameter so that an optimizer steps and a checkpoint saves it; its gradient comes
+        # from an estimator, never from autograd.
+        self.keep_probabilities = nn.Parameter(values_U)
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Draw masks.
+
+        Args:
+            num_samples: Number of masks S.
+            generator: Source of the randomness, on the device of the probabilities.
+
+        Returns:
+            Masks, (S, U) bool, True keeps.
+
+        Source: eq. 2.
+        """
+        s_U = self.keep_probabilities.detach()
+        # In [0, 1) and in float64, so that s = 0 never keeps a unit and s = 1 always does.
+        uniform_SU = torch.rand(
+            (num_samples, len(s_U)), generator=generator, dtype=s_U.dtype, device=s_U.device
+        )
+        return uniform_SU < s_U
+
+    def score(self, masks_SU: Tensor) -> Tensor:
+        """Gradient of the log-probability of masks, (S, U) float64; see `score`."""
+        return score(masks_SU, self.keep_probabilities)
+
+    def log_probability(self, masks_SU: Tensor) -> Tensor:
+        """Log-probability of masks.
+
+        Args:
+            masks_SU: Masks, (S, U) bool.
+
+        Returns:
+            log p(m | s), (S,) float64, in nats; minus infinity where a mask is impossible.
+
+        Source: eq. 2.
+        """
+        s_U = self.keep_probabilities
+        return torch.where(masks_SU, s_U, 1 - s_U).log().sum(dim=-1)
+
+
+def score(masks_SU: Tensor, keep_probabilities_U: Tensor) -> Tensor:
+    """Gradient of log p(m | s) with respect to s.
+
+    Args:
+        masks_SU: Masks, (S, U) bool.
+        keep_probabilities_U: Probabilities s, (U,) float64, from 0 to 1.
+
+    Returns:
+        (m - s) / (s (1 - s)), (S, U) float64; exactly 0 where s is 0 or 1, since such a unit
+        cannot be drawn otherwise.
+
+    Source: eq. 5 and remark 4.
+    """
+    assert masks_SU.dtype == torch.bool, masks_SU.dtype
+    s_U = keep_probabilities_U.detach()
+    # The two values of the fraction, cancelled by hand: no digit is lost near the bounds.
+    score_SU = torch.where(masks_SU, 1 / s_U, -1 / (1 - s_U))
+    return torch.where((s_U > 0) & (s_U < 1), score_SU, 0.0)
+
+
+def mask_generator(
+    seed: int, step: int, rank: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Make the generator for the masks of one step on one rank.
+
+    It is a pure function of its arguments, so that a resumed run draws what the uninterrupted
+    one would have drawn.
+
+    Args:
+        seed: Seed of the run.
+        step: Number of optimizer steps already taken.
+        rank: Rank of this process.
+        device: Where the masks are drawn.
+
+    Returns:
+        A fresh generator.
+    """
+    digest = hashlib.sha256(f"masks seed={seed} step={step} rank={rank}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

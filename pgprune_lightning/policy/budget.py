@@ -1,0 +1,191 @@
+"""The feasible set of keep probabilities: project onto it, and cut one mask from it.
+
+Shapes: U units of the whole model, N free units of one constraint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy.constraint import (
+    BudgetScope,
+    Constraint,
+    build_constraints,
+    scope_costs,
+)
+from pgprune_lightning.policy.mask_space import MaskSpace
+from pgprune_lightning.policy.projection import project_onto_budget
+
+__all__ = ["BudgetScope", "Constraint", "FeasibleSet"]
+
+
+class FeasibleSet:
+    """The keep probabilities that meet every budget, with some layers kept whole.
+
+    Args:
+        space: The units.
+        keep_ratio: Share of the cost to keep, above 0 and at most 1.
+        scope: What a budget spans: `per_kind`, the units of each kind; `per_layer`, those of each
+            kind in each layer; `units`, all units alike; `parameters`, all units by their
+            parameters. A limit is rounded down to a whole unit or parameter.
+        protected_layers: Layers whose units stay, negative from the end. They count in the budget.
+        lower: Least keep probability of the other units.
+        upper: Greatest keep probability of the other units; 1 in a constraint whose budget lies
+            out of reach below that.
+        fill: Meet the budgets exactly, and not only at most.
+
+    Raises:
+        UserError: The ratio or a bound is out of range, a layer does not exist, or a budget is
+            impossible.
+
+    Source: eq. 3 (`units`); the paper's code (`per_kind`).
+    Differs: `parameters`, protected layers, bounds and `fill` are not in the paper.
+    """
+
+    def __init__(
+        self,
+        space: MaskSpace,
+        keep_ratio: float,
+        *,
+        scope: BudgetScope = "per_kind",
+        protected_layers: Sequence[int] = (),
+        lower: float = 0.0,
+        upper: float = 1.0,
+        fill: bool = False,
+    ) -> None:
+        """Check that the budgets can be met."""
+        self._space = space
+        self._fill = fill
+        self.constraints: tuple[Constraint, ...] = build_constraints(
+            space, keep_ratio, scope, protected_layers, lower, upper
+        )
+        self._costs_U = scope_costs(space, scope)
+
+    def project(self, z_U: Tensor) -> Tensor:
+        """Find the nearest feasible probabilities.
+
+        Args:
+            z_U: Any finite point, (U,) float64.
+
+        Returns:
+            The probabilities, (U,) in the dtype of `z_U`; protected units have exactly 1.
+
+        Raises:
+            UserError: `z_U` is not finite.
+        """
+        assert z_U.shape == (self._space.num_units,), z_U.shape
+        s_U = torch.ones_like(z_U)
+        for constraint in self.constraints:
+            units = constraint.units.to(z_U.device)
+            s_U[units] = project_onto_budget(
+                z_U[units],
+                constraint.limit,
+                costs_U=constraint.costs,
+                lower=constraint.lower,
+                upper=constraint.upper,
+                fill=self._fill,
+            )
+        return s_U
+
+    def deterministic_mask(self, s_U: Tensor) -> Tensor:
+        """Keep the most probable units of each budget, as many as it holds.
+
+        Equal probabilities rank by flat index. Where units differ in cost, one that does not fit
+        is passed over for later ones that do, so what is left unused is less than the least cost
+        of a dropped unit.
+
+        Args:
+            s_U: Probabilities, (U,); only their order within a constraint counts.
+
+        Returns:
+            The mask, (U,) bool, True keeps.
+        """
+        assert s_U.shape == (self._space.num_units,), s_U.shape
+        mask_U = torch.ones_like(s_U, dtype=torch.bool)
+        for constraint in self.constraints:
+            units = constraint.units.to(s_U.device)
+            ranked = s_U[units].argsort(descending=True, stable=True)
+            kept = _fitting(constraint.costs.to(s_U.device)[ranked], constraint.limit)
+            mask_U[units[ranked]] = kept
+        return mask_U
+
+    def contains(self, s_U: Tensor, tolerance: float = 1e-9) -> bool:
+        """Whether probabilities, (U,), are feasible, but for a tolerance.
+
+        Args:
+            s_U: The probabilities.
+            tolerance: How far a probability may be outside, and a kept cost relative to its limit.
+        """
+        free_U = torch.zeros(self._space.num_units, dtype=torch.bool)
+        for constraint in self.constraints:
+            s_N = s_U.detach().cpu().double()[constraint.units]
+            free_U[constraint.units] = True
+            inside = (s_N >= constraint.lower - tolerance) & (s_N <= constraint.upper + tolerance)
+            excess = float(constraint.costs @ s_N) - constraint.limit
+            excess = abs(excess) if self._fill else excess
+            # "not <=", so that NaN is outside.
+            if not inside.all() or not excess <= tolerance * max(1.0, constraint.limit):
+                return False
+        return bool((s_U.detach().cpu()[~free_U] == 1).all())
+
+    def expected_keep_ratio(self, s_U: Tensor) -> float:
+        """Expected kept share of the cost, from 0 to 1, under probabilities (U,).
+
+        Every unit counts, protected ones too: by its parameters if the scope is `parameters`,
+        otherwise alike.
+        """
+        kept = self._costs_U @ s_U.detach().cpu().double()
+        return float(kept / self._costs_U.sum())
+
+    def shift_logits(self, x_U: Tensor) -> Tensor:
+        """Shift the logits of each budget's free units so that the sigmoids meet its limit.
+
+        Args:
+            x_U: Logits, (U,), finite.
+
+        Returns:
+            `x + b` with one constant `b` a constraint, (U,) float64, such that the kept cost is
+            the limit to within 1e-10 of the whole cost; protected units' logits unchanged.
+        """
+        shifted_U = x_U.detach().double().clone()
+        if not bool(shifted_U.isfinite().all()):
+            raise UserError("Initial logits must be finite. Check the metric that they come from.")
+        for constraint in self.constraints:
+            units, costs = constraint.units.to(x_U.device), constraint.costs.to(x_U.device)
+            shifted_U[units] += _sigmoid_shift(shifted_U[units], costs, constraint.limit)
+        return shifted_U
+
+
+def _fitting(costs_N: Tensor, limit: float) -> Tensor:
+    """Go down the ranking and keep every unit that still fits; (N,) bool.
+
+    Each round keeps the longest run that fits; the unit after it fits no more, nor does any that
+    costs as much. So there are at most as many rounds as different costs.
+    """
+    kept_N = torch.zeros_like(costs_N, dtype=torch.bool)
+    candidates = torch.arange(len(costs_N), device=costs_N.device)
+    left = limit
+    while len(candidates):
+        spent = costs_N[candidates].cumsum(0)
+        run = int((spent <= left).sum())
+        kept_N[candidates[:run]] = True
+        left -= float(spent[run - 1]) if run else 0.0
+        candidates = candidates[run:]
+        candidates = candidates[costs_N[candidates] <= left]
+    return kept_N
+
+
+def _sigmoid_shift(x_N: Tensor, costs_N: Tensor, limit: float) -> float:
+    """Bisect for the b with sum(costs * sigmoid(x + b)) = limit."""
+    # Beyond 60 a sigmoid is 0 or 1 to the last digit: the ends stand for the bounds themselves.
+    low, high = -60.0 - float(x_N.max()), 60.0 - float(x_N.min())
+    while low < (middle := (low + high) / 2) < high:
+        if float(costs_N @ (x_N + middle).sigmoid()) > limit:
+            high = middle
+        else:
+            low = middle
+    return low

@@ -1,0 +1,145 @@
+"""The budgets as constraints on the free units, and what makes them impossible.
+
+Shapes: U units of the whole model, N free units of one constraint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
+
+BudgetScope = Literal["per_kind", "per_layer", "units", "parameters"]
+
+_SLACK = 1e-12  # of the rounding of products of ratios and costs
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One budget: the kept cost of some free units is at most the limit.
+
+    Args:
+        name: What is counted, for messages.
+        units: Flat indices of the free units, (N,) int64, ascending, N >= 1.
+        costs: Cost of each, (N,) float64: 1, or its parameters.
+        limit: Kept cost that is allowed, already less that of the protected units.
+        lower: Least keep probability.
+        upper: Greatest keep probability.
+    """
+
+    name: str
+    units: Tensor
+    costs: Tensor
+    limit: float
+    lower: float
+    upper: float
+
+
+def build_constraints(
+    space: MaskSpace,
+    keep_ratio: float,
+    scope: BudgetScope,
+    protected_layers: Sequence[int],
+    lower: float,
+    upper: float,
+) -> tuple[Constraint, ...]:
+    """Make the constraints of a feasible set; see `FeasibleSet` for the arguments and errors."""
+    if not 0 < keep_ratio <= 1:
+        raise UserError(
+            f"The keep ratio is {keep_ratio}. Give a number above 0 and at most 1; 0.7 keeps "
+            "70 % and prunes 30 %."
+        )
+    if not 0 <= lower < upper <= 1:
+        raise UserError(
+            f"The bounds of the keep probabilities are {lower} and {upper}. "
+            "Give 0 <= lower < upper <= 1."
+        )
+    protected = _layer_indices(protected_layers, space.num_layers)
+    costs_U = scope_costs(space, scope)
+    constraints = []
+    for name, groups in _spans(space, scope):
+        limit = _limit(name, costs_U[_indices(groups)], keep_ratio)
+        pinned = _indices([group for group in groups if group.layer in protected])
+        units = _indices([group for group in groups if group.layer not in protected])
+        limit -= _protected_cost(name, costs_U[pinned], costs_U[units], limit)
+        if len(units):
+            bounds = _bounds(name, lower, upper, limit / float(costs_U[units].sum()))
+            constraints.append(Constraint(name, units, costs_U[units], limit, *bounds))
+    return tuple(constraints)
+
+
+def scope_costs(space: MaskSpace, scope: BudgetScope) -> Tensor:
+    """What each unit counts in a budget, (U,) float64: its parameters, or 1."""
+    costs_U = space.unit_costs_U
+    return costs_U if scope == "parameters" else torch.ones_like(costs_U)
+
+
+def _layer_indices(layers: Sequence[int], num_layers: int) -> set[int]:
+    for layer in layers:
+        if not -num_layers <= layer < num_layers:
+            raise UserError(
+                f"Protected layer {layer} does not exist: the model has layers 0 to "
+                f"{num_layers - 1}, or -{num_layers} to -1 from the end."
+            )
+    return {layer % num_layers for layer in layers}
+
+
+def _spans(space: MaskSpace, scope: BudgetScope) -> Iterator[tuple[str, list[UnitGroup]]]:
+    """Yield the name and the groups of each constraint."""
+    if scope == "per_kind":
+        for kind in space.kinds:
+            yield kind, [group for group in space.groups if group.kind == kind]
+    elif scope == "per_layer":
+        for group in space.groups:
+            yield f"{group.kind} in layer {group.layer}", [group]
+    else:
+        yield scope, list(space.groups)
+
+
+def _indices(groups: Sequence[UnitGroup]) -> Tensor:
+    return torch.cat([torch.arange(0), *(torch.arange(g.start, g.end) for g in groups)])
+
+
+def _limit(name: str, costs: Tensor, keep_ratio: float) -> float:
+    """Round the kept cost down to a whole unit or parameter."""
+    total, cheapest = float(costs.sum()), float(costs.min())
+    # Relative slack, so that 0.58 of 100 is 58 although the product is 57.99999999999999.
+    limit = math.floor(keep_ratio * total * (1 + _SLACK))
+    if limit < cheapest:
+        raise UserError(
+            f"A keep ratio of {keep_ratio} keeps no unit of the budget '{name}', which is "
+            f"{total:.0f} in all. Give at least {_rounded_up(cheapest / total)}."
+        )
+    return float(limit)
+
+
+def _protected_cost(name: str, pinned_costs: Tensor, free_costs: Tensor, limit: float) -> float:
+    cost, total = float(pinned_costs.sum()), float(pinned_costs.sum() + free_costs.sum())
+    if cost > limit:
+        raise UserError(
+            f"The protected layers hold {cost / total:.1%} of the budget '{name}', but only "
+            f"{limit / total:.1%} may be kept. Give a keep ratio of at least "
+            f"{_rounded_up(cost / total)}, protect fewer layers, or use another scope."
+        )
+    return cost
+
+
+def _bounds(name: str, lower: float, upper: float, share: float) -> tuple[float, float]:
+    """Check the bounds against the share of the free units that may be kept."""
+    if lower > share * (1 + _SLACK):
+        raise UserError(
+            f"With every probability at the lower bound {lower} the budget '{name}' is exceeded. "
+            f"Give a lower bound of at most {math.floor(share * 1e4) / 1e4}."
+        )
+    return lower, upper if upper >= share else 1.0
+
+
+def _rounded_up(ratio: float) -> float:
+    return min(1.0, math.ceil(ratio * 1e4) / 1e4)

@@ -1,0 +1,231 @@
+"""Budgets of every scope: what is feasible, what is cut, and which ones are refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy.budget import _fitting
+
+SCOPES = ("per_kind", "per_layer", "units", "parameters")
+
+
+def random_point(seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(22, generator=generator, dtype=torch.float64) * scale
+
+
+def greedy(probabilities, costs, limit):
+    """Go down the ranking one unit at a time."""
+    kept = [False] * len(costs)
+    for unit in sorted(range(len(costs)), key=lambda u: (-probabilities[u], u)):
+        if costs[unit] <= limit:
+            kept[unit] = True
+            limit -= costs[unit]
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("scope", "limits"),
+    [
+        ("per_kind", {"kv_group": 4, "mlp_channel": 11}),
+        (
+            "per_layer",
+            {"kv_group in layer 0": 1, "mlp_channel in layer 0": 4, "mlp_channel in layer 1": 2},
+        ),
+        ("units", {"units": 15}),
+        ("parameters", {"parameters": 394}),
+    ],
+)
+def test_limits_of_each_scope(space, scope, limits):
+    feasible = FeasibleSet(space, 0.7, scope=scope)
+    assert limits.items() <= {c.name: c.limit for c in feasible.constraints}.items()
+    together = torch.cat([c.units for c in feasible.constraints])
+    assert together.sort().values.tolist() == list(range(22)), "each unit in one constraint"
+
+
+def test_a_limit_is_not_lowered_by_rounding():
+    space = MaskSpace.build([(0, "mlp_channel", 100, 1, 0)], total_parameters=100)
+    for percent in range(1, 101):
+        (constraint,) = FeasibleSet(space, percent / 100).constraints
+        assert constraint.limit == percent
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("protected", [(), (0,), (-1,)])
+@pytest.mark.parametrize("scope", ["per_kind", "units", "parameters"])
+def test_projection_is_feasible_and_protects(space, scope, protected, fill):
+    feasible = FeasibleSet(
+        space, 0.7, scope=scope, protected_layers=protected, lower=0.01, upper=0.99, fill=fill
+    )
+    for seed in range(5):
+        s = feasible.project(random_point(seed, scale=3.0))
+        assert feasible.contains(s)
+        for layer in protected:
+            for kind in space.kinds:
+                assert (space.view(s, layer % 3, kind) == 1).all()
+        if fill:
+            # Limits are whole units or parameters, so that a share may miss the ratio by one.
+            per_unit = 1 / 22 if scope != "parameters" else 1 / 564
+            assert 0.7 - 2 * per_unit <= feasible.expected_keep_ratio(s) <= 0.7 + 1e-12
+
+
+def test_protected_units_count_in_the_budget(space):
+    feasible = FeasibleSet(space, 0.7, scope="units", protected_layers=[-1])
+    (constraint,) = feasible.constraints
+    assert constraint.limit == 15 - 8
+    assert constraint.units.tolist() == list(range(14))
+    assert feasible.deterministic_mask(random_point(0)).sum() == 15
+
+
+def test_contains_sees_each_violation(space):
+    feasible = FeasibleSet(space, 0.7, protected_layers=[0], lower=0.1, upper=0.9, fill=True)
+    s = feasible.project(random_point(0))
+    assert feasible.contains(s)
+    index = int((s < 0.5).nonzero()[0])
+    for unit, change in ((0, -1e-6), (index, 1e-6), (index, -1e-6), (index, float("nan"))):
+        changed = s.clone()
+        changed[unit] += change
+        assert not feasible.contains(changed)
+    outside = s.clone()
+    outside[[8, 9]] += torch.tensor([0.95, -0.95], dtype=torch.float64)
+    assert not feasible.contains(outside), "the sum is right and a bound is not"
+    loose = FeasibleSet(space, 0.7)
+    assert loose.contains(torch.zeros(22))
+    assert not FeasibleSet(space, 0.7, fill=True).contains(torch.zeros(22))
+
+
+@pytest.mark.parametrize("scope", ["per_kind", "per_layer", "units"])
+@pytest.mark.parametrize("keep_ratio", [0.5, 0.7, 0.95, 1.0])
+def test_mask_keeps_exactly_the_counted_budget(space, scope, keep_ratio):
+    feasible = FeasibleSet(space, keep_ratio, scope=scope)
+    for seed in range(5):
+        s = feasible.project(random_point(seed))
+        mask = feasible.deterministic_mask(s)
+        assert mask.dtype == torch.bool
+        for constraint in feasible.constraints:
+            kept = mask[constraint.units]
+            assert int(kept.sum()) == int(keep_ratio * len(kept) + 1e-9)
+            if not kept.all():
+                assert s[constraint.units][kept].min() >= s[constraint.units][~kept].max()
+
+
+def test_ties_rank_by_flat_index(space):
+    mask = FeasibleSet(space, 0.5, scope="units").deterministic_mask(torch.full((22,), 0.3))
+    assert mask.tolist() == [True] * 11 + [False] * 11
+
+
+@pytest.mark.parametrize("protected", [(), (0,)])
+@pytest.mark.parametrize("keep_ratio", [0.45, 0.6, 0.7, 0.99, 1.0])
+def test_parameter_mask_equals_a_greedy_loop(space, keep_ratio, protected):
+    feasible = FeasibleSet(space, keep_ratio, scope="parameters", protected_layers=protected)
+    (constraint,) = feasible.constraints
+    for seed in range(10):
+        # Rounded, so that some are equal.
+        s = random_point(seed).sigmoid().mul(5).round() / 5
+        mask = feasible.deterministic_mask(s)
+        expected = greedy(s[constraint.units].tolist(), constraint.costs.tolist(), constraint.limit)
+        assert mask[constraint.units].tolist() == expected
+        kept = mask[constraint.units]
+        left = constraint.limit - float(constraint.costs[kept].sum())
+        assert left >= 0
+        assert kept.all() or left < float(constraint.costs[~kept].min())
+        for layer in protected:
+            assert space.view(mask, layer, "kv_group").all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(0, 150))
+def test_fitting_equals_a_greedy_loop(costs, limit):
+    fitting = _fitting(torch.tensor(costs, dtype=torch.float64), limit)
+    assert fitting.tolist() == greedy([0.0] * len(costs), costs, limit)
+
+
+def test_keep_ratio_one_keeps_everything(space):
+    for scope in SCOPES:
+        feasible = FeasibleSet(space, 1.0, scope=scope, upper=0.99, fill=True)
+        s = feasible.project(random_point(0))
+        assert (s == 1).all()
+        assert feasible.deterministic_mask(s).all()
+        assert feasible.expected_keep_ratio(s) == 1.0
+
+
+def test_expected_keep_ratio_weighs_by_the_scope(space):
+    s = torch.zeros(22, dtype=torch.float64)
+    s[0] = 0.5
+    assert FeasibleSet(space, 0.7, scope="units").expected_keep_ratio(s) == 0.5 / 22
+    weighted = FeasibleSet(space, 0.7, scope="parameters").expected_keep_ratio(s)
+    assert weighted == pytest.approx(35 / 564)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("keep_ratio", [0.5, 0.9, 1.0])
+def test_shifted_logits_meet_the_limits_by_one_constant_each(space, scope, keep_ratio):
+    protected = () if scope == "per_layer" else (0,)
+    feasible = FeasibleSet(space, keep_ratio, scope=scope, protected_layers=protected)
+    x = random_point(7, scale=20.0)
+    shifted = feasible.shift_logits(x)
+    for constraint in feasible.constraints:
+        kept = float(constraint.costs @ shifted[constraint.units].sigmoid())
+        assert abs(kept - constraint.limit) <= 1e-10 * float(constraint.costs.sum())
+        shifts = (shifted - x)[constraint.units]
+        torch.testing.assert_close(shifts, shifts[0].expand_as(shifts), atol=1e-11, rtol=0)
+    for layer in protected:
+        assert space.view(shifted, layer, "kv_group").equal(space.view(x, layer, "kv_group"))
+
+
+def test_logits_of_a_spent_budget_go_to_zero(space):
+    feasible = FeasibleSet(space, 6 / 22, scope="units", protected_layers=[1])
+    (constraint,) = feasible.constraints
+    assert constraint.limit == 0
+    shifted = feasible.shift_logits(random_point(7, scale=20.0))
+    assert shifted[constraint.units].sigmoid().sum() <= 1e-10 * len(constraint.units)
+
+
+def test_logits_must_be_finite(space):
+    x = random_point(0)
+    x[3] = float("nan")
+    with pytest.raises(UserError, match="finite"):
+        FeasibleSet(space, 0.7).shift_logits(x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep_ratio": 0.0}, "above 0 and at most 1"),
+        ({"keep_ratio": 1.01}, "above 0 and at most 1"),
+        ({"keep_ratio": float("nan")}, "above 0 and at most 1"),
+        ({"lower": 0.5, "upper": 0.5}, "lower < upper"),
+        ({"lower": -0.1}, "0 <= lower"),
+        ({"upper": 1.1}, "upper <= 1"),
+        ({"keep_ratio": 0.1}, r"no unit of the budget 'kv_group'.*at least 0\.1667"),
+        ({"keep_ratio": 0.4, "scope": "per_layer"}, r"'kv_group in layer 0'.*at least 0\.5"),
+        ({"keep_ratio": 0.01, "scope": "parameters"}, r"no unit .*at least 0\.016"),
+        ({"protected_layers": (3,)}, r"layer 3 does not exist.*0 to 2"),
+        ({"protected_layers": (-4,)}, "layer -4 does not exist"),
+        ({"protected_layers": (0, 1, 2)}, r"100\.0% of the budget.*at least 1\.0"),
+        ({"protected_layers": (0, 2), "scope": "units"}, r"72\.7%.*at least 0\.7273"),
+        ({"protected_layers": (0,), "scope": "per_layer"}, "use another scope"),
+        ({"lower": 0.8, "scope": "units"}, r"lower bound of at most 0\.6818"),
+    ],
+)
+def test_impossible_budgets_are_refused(space, arguments, message):
+    with pytest.raises(UserError, match=message):
+        FeasibleSet(space, **{"keep_ratio": 0.7, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"keep_ratio": 0.1667},
+        {"keep_ratio": 0.7273, "protected_layers": (0, 2), "scope": "units"},
+        {"keep_ratio": 0.016, "scope": "parameters"},
+        {"keep_ratio": 1.0, "protected_layers": (0, 1, 2)},
+        {"keep_ratio": 0.7, "lower": 0.6818, "scope": "units"},
+    ],
+)
+def test_what_an_error_suggests_works(space, arguments):
+    feasible = FeasibleSet(space, **arguments)
+    assert feasible.contains(feasible.project(random_point(0)))
