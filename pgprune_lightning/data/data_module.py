@@ -1,0 +1,240 @@
+"""The texts of a run as Lightning batches: token blocks, in an order that can be resumed."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from pgprune_lightning.data.batch_order import (
+    EvaluationBatchSampler,
+    TrainingBatchSampler,
+    epoch_permutation,
+)
+from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
+from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks, open_token_blocks
+from pgprune_lightning.errors import UserError
+
+Blocks = TypeVar("Blocks")
+
+
+class TokenBlocksDataModule(LightningDataModule):
+    """Blocks of tokens for training, validation and any number of test texts.
+
+    Args:
+        train: Text that losses are computed on, and that initial metrics are calibrated with.
+        validation: Text that decides which mask is the best.
+        test: Texts that the results are reported on; each needs a label of its own.
+        tokenizer: Where the tokenizer is loaded from: a hub id, a folder, a GGUF file, or
+            "package:DIST/FILE.gguf"; by default that of the model. In Python a loaded tokenizer
+            is accepted too.
+        block_length: Length of a training block in tokens, at least 2.
+        evaluation_block_length: Length of a validation or test block in tokens, at least 2.
+        batch_size: Training blocks (sequences) in a batch of one process.
+        evaluation_batch_size: Validation or test blocks (sequences) in a batch of one process.
+        num_workers: Processes that load batches beside the training one; 0: none.
+        seed: Seed of the order of the training text, at least 0.
+        cache_dir: Folder for token blocks; by default the environment variable PGPRUNE_CACHE, or
+            pgprune_lightning in the user's cache folder.
+        bos_per_block: Begin every block with the BOS token, which some model families need.
+    """
+
+    def __init__(
+        self,
+        train: TextSource,
+        validation: TextSource,
+        test: list[TextSource] | None = None,
+        tokenizer: str | None = None,
+        block_length: int = 128,
+        evaluation_block_length: int = 128,
+        batch_size: int = 8,
+        evaluation_batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        bos_per_block: bool = False,
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.validation = validation
+        self.test = list(test or [])
+        self.tokenizer: str | PreTrainedTokenizerBase | None = tokenizer
+        self.block_length = block_length
+        self.evaluation_block_length = evaluation_block_length
+        self.batch_size = batch_size
+        self.evaluation_batch_size = evaluation_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.cache_dir = cache_dir
+        self.bos_per_block = bos_per_block
+        self.train_blocks: TokenBlocks | None = None
+        self.validation_blocks: TokenBlocks | None = None
+        self.test_blocks: list[TokenBlocks] = []
+        self._check()
+
+    def _check(self) -> None:
+        lowest = {
+            "block_length": 2,
+            "evaluation_block_length": 2,
+            "batch_size": 1,
+            "evaluation_batch_size": 1,
+            "num_workers": 0,
+            "seed": 0,
+        }
+        for name, minimum in lowest.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise UserError(f"{name} must be at least {minimum}, not {value}")
+        for role in ("train", "validation"):
+            if getattr(self, role).optional:
+                raise UserError(f"the {role} text cannot be optional: every run reads it")
+        labels = [source.title for source in self.test]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise UserError(f"two test texts are called {label!r}; give each its own label")
+        for source in (self.train, self.validation, *self.test):
+            source.check()
+
+    def prepare_data(self) -> None:
+        """Make the token blocks that the cache does not hold yet; one process a machine does it.
+
+        Raises:
+            UserError: A text that is not optional is missing, cannot be read or is too short.
+        """
+        stage = self.trainer.state.fn if self.trainer is not None else None
+        self._blocks(build_token_blocks, self.train, training=True)
+        if stage != "test":
+            self._blocks(build_token_blocks, self.validation)
+        for source in self.test if stage != "validate" else []:
+            try:
+                self._blocks(build_token_blocks, source)
+            except SourceUnavailable as error:
+                if not source.optional:
+                    raise
+                warnings.warn(f"{error}. The text is optional and left out.", stacklevel=2)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the blocks that `prepare_data` made: always the training text's, for metrics.
+
+        Args:
+            stage: "fit", "validate" or "test"; None: all texts.
+        """
+        self.train_blocks = self._open(self.train, training=True)
+        if stage != "test":
+            self.validation_blocks = self._open(self.validation)
+        if stage != "validate":
+            opened = [self._open(source) for source in self.test]
+            self.test_blocks = [blocks for blocks in opened if blocks is not None]
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Endless batches, int64 (B, L), from the trainer's current step on."""
+        blocks = self._required(self.train_blocks)
+        rank, world_size = self._place()
+        step = self.trainer.global_step if self.trainer is not None else 0
+        order = TrainingBatchSampler(
+            len(blocks), self.batch_size, self.seed, rank, world_size, start_step=step
+        )
+        return self._loader(blocks, order)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Each validation block once over all processes; the last batch may be short."""
+        return self._evaluation_loader(self._required(self.validation_blocks))
+
+    def test_dataloader(self) -> list[DataLoader[Tensor]]:
+        """One loader a test text, in the order of `test_labels`."""
+        return [self._evaluation_loader(blocks) for blocks in self.test_blocks]
+
+    def calibration_batches(self, num_blocks: int, batch_size: int) -> Iterator[Tensor]:
+        """Training blocks for initial metrics, the same on every process.
+
+        Args:
+            num_blocks: Number of blocks (sequences) in all.
+            batch_size: Blocks in a batch; the last one may be shorter.
+
+        Yields:
+            Token ids, shape (B, L), int64.
+
+        Raises:
+            UserError: The training text has fewer blocks.
+        """
+        blocks = self._required(self.train_blocks)
+        if num_blocks > len(blocks):
+            raise UserError(
+                f"{num_blocks} blocks are wanted for calibration, but {blocks.label} has only "
+                f"{len(blocks)}; ask for fewer, or give more text"
+            )
+        order = epoch_permutation(len(blocks), self.seed, epoch=0)[:num_blocks].tolist()
+        for start in range(0, num_blocks, batch_size):
+            yield torch.stack([blocks[index] for index in order[start : start + batch_size]])
+
+    @property
+    def validation_label(self) -> str:
+        """The name of the validation text."""
+        return self.validation.title
+
+    @property
+    def test_labels(self) -> list[str]:
+        """The names of the test texts that are there, in the order of their loaders."""
+        return [blocks.label for blocks in self.test_blocks]
+
+    def _blocks(
+        self, build_or_open: Callable[..., Blocks], source: TextSource, *, training: bool = False
+    ) -> Blocks:
+        return build_or_open(
+            source,
+            self.load_tokenizer(),
+            self.block_length if training else self.evaluation_block_length,
+            seed=self.seed if training else None,
+            bos_per_block=self.bos_per_block,
+            cache_dir=self.cache_dir,
+        )
+
+    def _open(self, source: TextSource, *, training: bool = False) -> TokenBlocks | None:
+        try:
+            blocks = self._blocks(open_token_blocks, source, training=training)
+        except SourceUnavailable:
+            blocks = None
+        if blocks is None and not source.optional:
+            raise RuntimeError(f"no token blocks of {source.title}: call prepare_data() first")
+        return blocks
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded at the first call."""
+        if self.tokenizer is None:
+            raise UserError("no tokenizer: name the model's hub id, folder or GGUF file")
+        if isinstance(self.tokenizer, str):
+            from pgprune_lightning.masking.tokenizer import load_tokenizer
+
+            self.tokenizer = load_tokenizer(self.tokenizer)
+        return self.tokenizer
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process, and the number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _evaluation_loader(self, blocks: TokenBlocks) -> DataLoader[Tensor]:
+        order = EvaluationBatchSampler(len(blocks), self.evaluation_batch_size, *self._place())
+        return self._loader(blocks, order)
+
+    def _loader(self, blocks: TokenBlocks, order: Sampler[list[int]]) -> DataLoader[Tensor]:
+        return DataLoader(
+            blocks,
+            batch_sampler=order,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Its own, because a loader draws from the global one whenever it is started.
+            generator=torch.Generator(),
+        )
+
+    @staticmethod
+    def _required(blocks: TokenBlocks | None) -> TokenBlocks:
+        if blocks is None:
+            raise RuntimeError("the token blocks are not open: call prepare_data() and setup()")
+        return blocks

@@ -1,0 +1,185 @@
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from pgprune_lightning.data.documents import document_order
+from pgprune_lightning.data.text_source import TextSource
+from pgprune_lightning.data.tokenization import tokenise_blocks
+from pgprune_lightning.errors import UserError
+
+BOS, END = 1001, 1002
+
+
+def _documents(path: Path, lengths: list[int]) -> list[list[int]]:
+    """Write documents of so many words each; every word of all of them is another token."""
+    words = iter(range(1000))
+    ids = [[next(words) for _ in range(length)] for length in lengths]
+    texts = [" ".join(f"w{token}" for token in document) for document in ids]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return ids
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> tuple[TextSource, list[list[int]]]:
+    lengths = [1 + index * 7 % 5 for index in range(60)]
+    lengths[3] = lengths[40] = 0
+    path = tmp_path / "corpus.jsonl"
+    return TextSource(str(path)), _documents(path, lengths)
+
+
+def _with(source: TextSource, **settings: Any) -> TextSource:
+    return TextSource(source.path, **settings)
+
+
+@pytest.mark.parametrize("bos_per_block", [False, True])
+@pytest.mark.parametrize("seed", [None, 0, 7])
+@pytest.mark.parametrize("part", [(0.0, 1.0), (0.2, 0.9)])
+@pytest.mark.parametrize("block_length", [2, 8])
+def test_blocks_are_those_of_the_definition(
+    corpus: tuple[TextSource, list[list[int]]],
+    tokenizer: PreTrainedTokenizerFast,
+    block_length: int,
+    part: tuple[float, float],
+    seed: int | None,
+    bos_per_block: bool,
+) -> None:
+    source, ids = corpus
+    source = _with(source, part=part)
+    stream = []
+    for index in document_order(len(ids), source, seed):
+        if ids[index]:
+            stream += [*ids[index], END]
+    head = [BOS] if bos_per_block else []
+    length = block_length - len(head)
+    expected = [
+        head + stream[start : start + length]
+        for start in range(0, len(stream) - length + 1, length)
+    ]
+    blocks = tokenise_blocks(
+        source, tokenizer, block_length, seed=seed, bos_per_block=bos_per_block
+    )
+    assert blocks.dtype == np.int32
+    assert blocks.tolist() == expected
+
+
+def test_the_end_token_stands_between_documents(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    _documents(tmp_path / "a.jsonl", [2, 3])
+    blocks = tokenise_blocks(TextSource(str(tmp_path / "a.jsonl")), tokenizer, 7)
+    assert blocks.tolist() == [[0, 1, END, 2, 3, 4, END]]
+
+
+def test_nulls_are_empty_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "w1 w2 w3"}\n')
+    source = str(tmp_path / "a.jsonl")
+    assert tokenise_blocks(TextSource(source), tokenizer, 4).tolist() == [[1, 2, 3, END]]
+    whole = tokenise_blocks(TextSource(source, join="blank_line"), tokenizer, 4)
+    assert whole.tolist() == [[BOS, 1, 2, 3]]
+
+
+def test_one_text_with_blank_lines_is_tokenised_whole(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    # With Llama's BOS before the text, none at later blocks, and no end token.
+    (tmp_path / "a.raw").write_text(" \nw0 w1 \nw2 w3\n \nw4 w5 w6 w7\n")
+    source = TextSource(str(tmp_path / "a.raw"), join="blank_line")
+    assert tokenise_blocks(source, tokenizer, 3).tolist() == [[BOS, 0, 1], [2, 3, 4], [5, 6, 7]]
+    with_bos = tokenise_blocks(source, tokenizer, 3, bos_per_block=True).tolist()
+    assert with_bos == [[BOS, 0, 1], [BOS, 2, 3], [BOS, 4, 5], [BOS, 6, 7]]
+
+
+def test_at_most_so_many_blocks_and_no_more_is_tokenised(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("|".join(f"w{index % 1000}" for index in range(5000)))
+    tokenised = []
+    call = type(tokenizer).__call__
+
+    def counting_call(self: Any, text: Any, **settings: Any) -> Any:
+        tokenised.extend(text)
+        return call(self, text, **settings)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counting_call)
+    source = TextSource(str(path), document_separator="|")
+    first = tokenise_blocks(_with(source, document_separator="|", num_blocks=10), tokenizer, 4)
+    assert len(tokenised) == 256
+    whole = tokenise_blocks(source, tokenizer, 4)
+    assert len(whole) == 2500
+    assert first.tolist() == whole[:10].tolist()
+
+
+def test_fewer_blocks_of_one_text_are_evenly_spaced(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "a.raw").write_text(" ".join(f"w{index}" for index in range(199)))
+    source = TextSource(str(tmp_path / "a.raw"), join="blank_line")
+    whole = tokenise_blocks(source, tokenizer, 20)
+    assert len(whole) == 10
+    four = tokenise_blocks(_with(source, join="blank_line", num_blocks=4), tokenizer, 20)
+    assert four.tolist() == whole[[0, 2, 5, 7]].tolist()
+    more = tokenise_blocks(_with(source, join="blank_line", num_blocks=40), tokenizer, 20)
+    assert more.tolist() == whole.tolist()
+
+
+def test_a_text_longer_than_the_model_s_context_is_no_cause_for_a_warning(
+    tmp_path: Path,
+    make_tokenizer: Callable[..., PreTrainedTokenizerFast],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "a.txt").write_text("w1 " * 200)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for join in ("end_token", "blank_line"):
+        tokenise_blocks(TextSource(str(tmp_path / "a.txt"), join=join), make_tokenizer(), 8)
+    assert not caplog.records
+    make_tokenizer()("w1 " * 200)
+    assert "longer than the specified maximum" in caplog.text  # what was kept quiet
+
+
+@pytest.mark.parametrize("join", ["end_token", "blank_line"])
+def test_a_text_too_short_for_one_block(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, join: Any
+) -> None:
+    (tmp_path / "a.txt").write_text("w1 w2 w3")
+    source = TextSource(str(tmp_path / "a.txt"), label="tiny", join=join)
+    assert len(tokenise_blocks(source, tokenizer, 4)) == 1
+    with pytest.raises(UserError, match="tiny: too short for one block: 4 tokens found, 5 needed"):
+        tokenise_blocks(source, tokenizer, 5)
+
+
+def test_a_text_of_empty_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 3)
+    with pytest.raises(UserError, match="a: too short for one block: 0 tokens found"):
+        tokenise_blocks(TextSource(str(tmp_path / "a.jsonl")), tokenizer, 4)
+
+
+def test_a_tokenizer_without_the_special_token(
+    tmp_path: Path, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> None:
+    (tmp_path / "a.txt").write_text("w1 w2 w3")
+    tokenizer = make_tokenizer(special_tokens=False, bos_at_head=False)
+    source = TextSource(str(tmp_path / "a.txt"))
+    with pytest.raises(UserError, match="no eos token; use join 'blank_line'"):
+        tokenise_blocks(source, tokenizer, 2)
+    with pytest.raises(UserError, match="no bos token; set bos_per_block to false"):
+        tokenise_blocks(source, tokenizer, 2, bos_per_block=True)
+
+
+def test_real_text_with_a_real_tokenizer(pgprune_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(pgprune_data / "stories260K")
+    source = TextSource(str(pgprune_data / "wikitext2" / "wiki.test.raw"), join="blank_line")
+    blocks = tokenise_blocks(source, tokenizer, 128)
+    text = "\n\n".join(
+        line + "\n" if line.strip() else ""
+        for line in Path(source.path).read_text().split("\n")[:-1]
+    )
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    assert blocks.ravel().tolist() == ids[: len(ids) // 128 * 128]
