@@ -1,0 +1,156 @@
+"""The environment: a causal language model that is only ever read."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.masking.decoder_family import family_names, family_of
+from pgprune_lightning.masking.model_source import ModelSource
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Turn a dtype's name into a dtype.
+
+    Args:
+        dtype: `bfloat16`, `float16`, `float32`, or `auto`: bfloat16 where the device computes in
+            it natively, else float32.
+        device: Where the model will run.
+
+    Raises:
+        UserError: If the name is none of these.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _has_native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Without these instructions bfloat16 is emulated and several times slower than float32.
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+    return False
+
+
+def load_model_config(source: ModelSource) -> PreTrainedConfig:
+    """Read a model's configuration and check that its family can be pruned.
+
+    Raises:
+        UserError: If it cannot be read, or the family is not supported.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.location, **source.keyword_arguments())
+    except Exception as error:  # transformers raises a different type for each kind of damage
+        message = _loading_failed("configuration", source, error)
+        if isinstance(error, ValueError):  # as it does for an architecture that it does not know
+            message += f" Families that can be pruned: {family_names()}."
+        raise UserError(message) from error
+    assert isinstance(config, PreTrainedConfig)
+    family_of(config)
+    return config
+
+
+def model_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model's shape without its weights, to count units before anything is loaded."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def load_frozen_model(
+    source: ModelSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str = "sdpa",
+) -> PreTrainedModel:
+    """Load a model and freeze it: evaluation mode, no parameter takes a gradient.
+
+    Args:
+        source: Where the model lies.
+        dtype: Type of its weights.
+        device: Where they go.
+        attention: Attention implementation of transformers: `sdpa`, `eager`, `flash_attention_2`.
+
+    Raises:
+        UserError: If the weights cannot be loaded, or some are missing.
+    """
+    arguments = source.keyword_arguments()
+    if source.gguf_file is not None:
+        # Packed weights are no Linear layers; a unit's rows and columns must be addressable.
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **arguments,
+        )
+    except Exception as error:  # transformers raises a different type for each kind of damage
+        raise UserError(_loading_failed("weights", source, error)) from error
+    model, report = loaded
+    _refuse_missing_weights(source, sorted(report["missing_keys"]))
+    if source.gguf_file is not None:
+        _forget_quantization(model)
+    nn.Module.to(model, device)
+    return freeze(model)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Put a model into evaluation mode and take the gradient from every parameter."""
+    nn.Module.eval(model)
+    nn.Module.requires_grad_(model, False)
+    return model
+
+
+def _refuse_missing_weights(source: ModelSource, missing: list[str]) -> None:
+    """Transformers would go on with random numbers in their place."""
+    if missing:
+        raise UserError(
+            f"base_model: {source.given!r} lacks {len(missing)} of its weights, the first of them "
+            f"{missing[0]}. Check that every file of it is there and whole."
+        )
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Make a dequantised model an ordinary one; otherwise it refuses to be saved."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+
+
+def _loading_failed(what: str, source: ModelSource, error: Exception) -> str:
+    reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(" .")
+    hint = (
+        "Check that the file is whole."
+        if source.is_local
+        else "Check the name, your network and, for gated models, that you are logged in "
+        "(hf auth login); a local folder or a .gguf file works without the hub."
+    )
+    return f"base_model: the {what} of {source.given!r} could not be loaded: {reason}. {hint}"
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' advice and loading bars out of a run's output."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

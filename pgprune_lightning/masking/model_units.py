@@ -1,0 +1,83 @@
+"""Counting the prunable units of a model and the parameters each of them costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.masking.decoder_family import Attention, DecoderLayer, Mlp, decoder_layers
+from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+
+
+def mask_space_of(model: PreTrainedModel, unit_kinds: Sequence[UnitKind]) -> MaskSpace:
+    """Describe the units of a model that a mask can drop.
+
+    Args:
+        model: A model of a known family; meta tensors will do.
+        unit_kinds: Which kinds, in the order they take in each layer's part of the flat vector.
+            `layer` contains the others and therefore stands alone.
+
+    Returns:
+        The mask space, layer by layer.
+
+    Raises:
+        UserError: If no kind is given, one is given twice, or `layer` is mixed with others.
+    """
+    if not unit_kinds or len(set(unit_kinds)) != len(unit_kinds):
+        raise UserError(f"unit_kinds: need different kinds, at least one; given {unit_kinds}.")
+    if "layer" in unit_kinds and len(unit_kinds) > 1:
+        raise UserError(
+            "unit_kinds: a layer contains its heads and channels; use [layer] alone, or "
+            "kv_group and mlp_channel without it."
+        )
+    sizes = [_size(layer, kind) for layer in decoder_layers(model) for kind in unit_kinds]
+    return MaskSpace.build(sizes, total_parameters=_count(model))
+
+
+def _size(layer: DecoderLayer, kind: UnitKind) -> tuple[int, UnitKind, int, int, int]:
+    count, total, unit_cost = _COUNTS[kind](layer)
+    return layer.index, kind, count, unit_cost, total - count * unit_cost
+
+
+def _kv_groups(layer: DecoderLayer) -> tuple[int, int, int]:
+    attention = layer.attention
+    total = _count(attention.module) + _count(attention.norm)
+    return attention.num_kv_groups, total, _kv_group_cost(attention)
+
+
+def _mlp_channels(layer: DecoderLayer) -> tuple[int, int, int]:
+    mlp = layer.mlp
+    total = _count(mlp.module) + _count(mlp.norm)
+    return mlp.num_channels, total, _mlp_channel_cost(mlp)
+
+
+def _whole_layer(layer: DecoderLayer) -> tuple[int, int, int]:
+    total = _count(layer.module)
+    return 1, total, total
+
+
+_COUNTS = {"kv_group": _kv_groups, "mlp_channel": _mlp_channels, "layer": _whole_layer}
+
+
+def _kv_group_cost(attention: Attention) -> int:
+    rows = (
+        (attention.query, attention.group_width),
+        *((linear, attention.head_dim) for linear in (attention.key, attention.value)),
+    )
+    columns = attention.group_width * attention.output.out_features
+    return sum(width * _row_cost(linear) for linear, width in rows) + columns
+
+
+def _mlp_channel_cost(mlp: Mlp) -> int:
+    return _row_cost(mlp.gate) + _row_cost(mlp.up) + mlp.down.out_features
+
+
+def _row_cost(linear: nn.Linear) -> int:
+    return linear.in_features + (linear.bias is not None)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,58 @@
+"""Costs by hand; tests/masking/test_decoder_family.py compares all families with cut models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from transformers import PreTrainedModel
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.policy import UnitGroup, UnitKind
+
+
+def test_costs_of_a_grouped_llama(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    """Hidden 32, MLP 24, 4 heads of 8 in 2 groups, no biases, vocabulary 97, head untied."""
+    space = mask_space_of(tiny_model("llama_gqa"), ["kv_group", "mlp_channel"])
+    group = 2 * 8 * 32 + 8 * 32 + 8 * 32 + 2 * 8 * 32  # q, k, v rows; o columns
+    channel = 32 + 32 + 32  # gate and up row; down column
+    assert space.groups[:3] == (
+        UnitGroup(0, "kv_group", 0, 2, group, 32),  # the norm leaves with the last group
+        UnitGroup(0, "mlp_channel", 2, 24, channel, 32),
+        UnitGroup(1, "kv_group", 26, 2, group, 32),
+    )
+    assert space.num_units == 3 * (2 + 24)
+    assert space.total_parameters == 2 * 97 * 32 + 3 * (2 * group + 24 * channel + 64) + 32
+
+
+def test_costs_of_biases_and_head_norms(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    """Qwen3 with heads of 12: q, k, v and o have biases, q_norm and k_norm serve all heads."""
+    space = mask_space_of(tiny_model("qwen3"), ["kv_group"])
+    rows = 2 * 12 + 12 + 12
+    assert space.groups[0].unit_cost == rows * (32 + 1) + 2 * 12 * 32
+    assert space.groups[0].remnant_cost == 32 + 32 + 12 + 12  # norm, bias of o, q_norm, k_norm
+
+
+def test_a_whole_layer_is_one_unit(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    model = tiny_model("llama_gqa")
+    space = mask_space_of(model, ["layer"])
+    parameters = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert space.groups == tuple(
+        UnitGroup(layer, "layer", layer, 1, parameters, 0) for layer in range(3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("unit_kinds", "message"),
+    [
+        ([], "at least one"),
+        (["kv_group", "kv_group"], "different kinds"),
+        (["layer", "mlp_channel"], "contains its heads and channels"),
+    ],
+)
+def test_impossible_kinds_are_refused(
+    tiny_model: Callable[..., PreTrainedModel], unit_kinds: list[UnitKind], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        mask_space_of(tiny_model("llama_gqa"), unit_kinds)

@@ -1,0 +1,102 @@
+"""Runs of the command line in seconds: a config file for the tiny model, and a way to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a user sees of a run.
+
+    Args:
+        status: The exit status.
+        out: What was written to stdout.
+        err: What was written to stderr.
+    """
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class TinyCommand:
+    """The command line with a config of six steps on a tiny model.
+
+    Args:
+        config: The config file.
+        run_dir: The run's folder, which does not exist yet.
+        outcome: Reads what was printed.
+    """
+
+    config: Path
+    run_dir: Path
+    outcome: Callable[[int], Outcome]
+
+    def __call__(self, subcommand: str, *more: str) -> Outcome:
+        """Run in this process what `python -m pgprune_lightning` would run."""
+        from pgprune_lightning.cli import main
+
+        self.outcome(0)  # forget what was printed before
+        try:
+            status = main([subcommand, "--config", str(self.config), *more])
+        except SystemExit as end:  # raised by the parser, as every Python program's does
+            status = int(end.code or 0)
+        return self.outcome(status)
+
+    def overlay(self, text: str) -> str:
+        """Write a second config file and return its path."""
+        path = self.config.with_name("overlay.yaml")
+        path.write_text(text)
+        return str(path)
+
+
+@pytest.fixture
+def tiny_command(
+    tiny_model_folder: Path,
+    tiny_texts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> TinyCommand:
+    """A command line with a config and a run folder of the test's own."""
+    config = tmp_path / "config.yaml"
+    run_dir = tmp_path / "run"
+    config.write_text(yaml.safe_dump(_config(tiny_model_folder, tiny_texts, run_dir)))
+    return TinyCommand(config, run_dir, lambda status: Outcome(status, *capsys.readouterr()))
+
+
+def _config(model: Path, texts: Path, run_dir: Path) -> dict[str, Any]:
+    return {
+        "run_dir": str(run_dir),
+        "model": {
+            "base_model": str(model),
+            "keep_ratio": 0.6,
+            "lr": 0.02,
+            "probability_bounds": [0.05, 0.95],
+            "initialization": {"num_blocks": 8},
+            "dtype": "float32",
+        },
+        "data": {
+            "train": {"path": str(texts / "train.txt")},
+            "validation": {"path": str(texts / "valid.txt"), "label": "validation text"},
+            "test": [{"path": str(texts / "test.txt"), "label": "test text"}],
+            "block_length": 16,
+            "evaluation_block_length": 16,
+            "batch_size": 2,
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": 6,
+            "val_check_interval": 3,
+            "log_every_n_steps": 1,
+        },
+        "checkpoint": {"every_n_train_steps": 3},
+        "outcome_report": {"prompt": "w1 w2", "sample_tokens": 4},
+    }

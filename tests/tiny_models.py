@@ -1,0 +1,121 @@
+"""Tiny models of every family with random weights, for the tests of masking and all above it.
+
+Three layers, hidden size 32, vocabulary 97. Biases and norms are random too: a family's own
+initialisation, zero biases and small weights, would hide most mistakes.
+
+Shapes: U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pgprune_lightning.policy import MaskSpace, UnitKind
+
+VOCABULARY = 97
+NUM_TOKENS = 24
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+_LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama_mha": {"model_type": "llama", "num_key_value_heads": 4, "tie_word_embeddings": True},
+    "llama_gqa": {"model_type": "llama"},
+    "llama_biased": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "mistral": {"model_type": "mistral", "sliding_window": None, "head_dim": 6},
+    "mistral_sliding": {"model_type": "mistral", "sliding_window": NUM_TOKENS // 3},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen2_mixed": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": NUM_TOKENS // 3,
+        "layer_types": _LAYER_TYPES,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 12, "attention_bias": True},
+}
+"""One row a layout: what differs from the common sizes."""
+
+KINDS: tuple[list[UnitKind], ...] = (
+    ["kv_group", "mlp_channel"],
+    ["kv_group"],
+    ["mlp_channel"],
+    ["layer"],
+)
+
+
+def make_tiny_model(
+    name: str, attention: str = "sdpa", seed: int = 1, **overrides: Any
+) -> PreTrainedModel:
+    """Build one of `CONFIGS` with seeded random weights, frozen; `overrides` go to its config."""
+    # Not at the top: pytest reads this file before the environment says that we are offline.
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pgprune_lightning.masking.frozen_model import freeze
+
+    options = _COMMON | CONFIGS[name] | overrides
+    config = AutoConfig.for_model(**options)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter_name, parameter in model.named_parameters():
+        noise = 0.15 * torch.randn(parameter.shape, generator=generator)
+        is_norm = "norm" in parameter_name
+        parameter.data.copy_(1 + noise if is_norm else noise)
+    return freeze(model)
+
+
+def random_tokens(rows: int = 2, tokens: int = NUM_TOKENS, seed: int = 0) -> Tensor:
+    """Token ids, (rows, tokens)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (rows, tokens), generator=generator)
+
+
+def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
+    """Yield named masks, (U,): nothing dropped, half of the units, and each group emptied."""
+    generator = torch.Generator().manual_seed(2)
+    yield "all ones", torch.ones(space.num_units, dtype=torch.bool)
+    for draw in range(2):
+        yield f"random {draw}", torch.rand(space.num_units, generator=generator) < 0.5
+    for group in space.groups:
+        # A layer is a group of one unit, and the others stay.
+        keep_ratio = 1.0 if group.kind == "layer" else 0.7
+        mask_U = torch.rand(space.num_units, generator=generator) < keep_ratio
+        mask_U[group.start : group.end] = False
+        yield f"no {group.kind} in layer {group.layer}", mask_U
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def family_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A tiny model of each layout in turn; a test must leave it as it was."""
+    return make_tiny_model(request.param)
+
+
+@pytest.fixture(params=KINDS, ids="+".join)
+def unit_kinds(request: pytest.FixtureRequest) -> list[UnitKind]:
+    """Each choice of unit kinds in turn."""
+    return list(request.param)
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """Makes a fresh tiny model: `tiny_model("llama_gqa", tie_word_embeddings=True)`."""
+    return make_tiny_model
