@@ -1,0 +1,148 @@
+"""Physically removing what a mask drops.
+
+Shapes: U units, W rows or columns of a projection.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from pgprune_lightning.masking.decoder_family import (
+    Attention,
+    DecoderLayer,
+    Mlp,
+    backbone_of,
+    decoder_layers,
+)
+from pgprune_lightning.policy import MaskSpace
+
+
+class NoAttention(nn.Module):
+    """Stands where all KV groups of a layer were cut: adds nothing to the residual stream.
+
+    Args:
+        layer_idx: Index of the layer, by which it finds its place in the key-value cache.
+    """
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(
+        self, hidden_states: Tensor, *_: Any, past_key_values: Cache | None = None, **__: Any
+    ) -> tuple[Tensor, None]:
+        """Return zeros in the place of the attention's output, and no attention weights."""
+        if past_key_values is not None:
+            # Positions and causal masks are counted by what the first layer has in the cache.
+            placeholder = hidden_states.new_zeros(
+                hidden_states.shape[0], 1, hidden_states.shape[1], 1
+            )
+            past_key_values.update(placeholder, placeholder, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoMlp(nn.Module):
+    """Stands where all channels of a layer were cut: adds nothing to the residual stream."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return zeros in the place of the MLP's output."""
+        return torch.zeros_like(hidden_states)
+
+
+@torch.no_grad()
+def cut_model(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTrainedModel:
+    """Copy a model without the units that a mask drops.
+
+    Args:
+        model: The dense model; it is not changed.
+        space: Its units.
+        mask_U: Which units stay, (U,), bool.
+
+    Returns:
+        A model in memory with layers of different widths. Its logits are those of the masked
+        model up to rounding, and it has `space.kept_parameters(mask_U)` parameters.
+    """
+    cut = copy.deepcopy(model)
+    layers = decoder_layers(cut)
+    mask_on_host_U = mask_U.cpu()
+    kept_layers = []
+    for layer in layers:
+        groups = {g.kind: g for g in space.groups if g.layer == layer.index}
+        kept = {kind: space.view(mask_on_host_U, g.layer, kind) for kind, g in groups.items()}
+        if "kv_group" in kept:
+            _cut_attention(layer, kept["kv_group"])
+        if "mlp_channel" in kept:
+            _cut_mlp(layer, kept["mlp_channel"])
+        if "layer" not in kept or bool(kept["layer"].all()):
+            kept_layers.append(layer)
+    _keep_layers(cut, kept_layers)
+    return cut
+
+
+def _cut_attention(layer: DecoderLayer, kept_groups: Tensor) -> None:
+    attention = layer.attention
+    if not bool(kept_groups.any()):
+        _replace(layer.module, attention.module, NoAttention(layer.index))
+        _replace(layer.module, attention.norm, nn.Identity())
+        return
+    _cut_attention_rows(attention, kept_groups)
+
+
+def _cut_attention_rows(attention: Attention, kept_groups: Tensor) -> None:
+    wide_W = kept_groups.repeat_interleave(attention.group_width)
+    narrow_W = kept_groups.repeat_interleave(attention.head_dim)
+    _keep_rows(attention.query, wide_W)
+    _keep_rows(attention.key, narrow_W)
+    _keep_rows(attention.value, narrow_W)
+    _keep_columns(attention.output, wide_W)
+
+
+def _cut_mlp(layer: DecoderLayer, kept_channels: Tensor) -> None:
+    mlp: Mlp = layer.mlp
+    if not bool(kept_channels.any()):
+        _replace(layer.module, mlp.module, NoMlp())
+        _replace(layer.module, mlp.norm, nn.Identity())
+        return
+    _keep_rows(mlp.gate, kept_channels)
+    _keep_rows(mlp.up, kept_channels)
+    _keep_columns(mlp.down, kept_channels)
+
+
+def _keep_rows(linear: nn.Linear, kept_W: Tensor) -> None:
+    kept_W = kept_W.to(linear.weight.device)
+    linear.weight = nn.Parameter(linear.weight[kept_W], requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[kept_W], requires_grad=False)
+    linear.out_features = linear.weight.shape[0]
+
+
+def _keep_columns(linear: nn.Linear, kept_W: Tensor) -> None:
+    kept_W = kept_W.to(linear.weight.device)
+    linear.weight = nn.Parameter(linear.weight[:, kept_W].contiguous(), requires_grad=False)
+    linear.in_features = linear.weight.shape[1]
+
+
+def _replace(parent: nn.Module, child: nn.Module, replacement: nn.Module) -> None:
+    for name, module in parent.named_children():
+        if module is child:
+            setattr(parent, name, replacement)
+            return
+    raise AssertionError("the sub-layer does not lie in its layer")
+
+
+def _keep_layers(model: PreTrainedModel, kept: list[DecoderLayer]) -> None:
+    config = model.config
+    if len(kept) == config.num_hidden_layers:
+        return
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [config.layer_types[layer.index] for layer in kept]
+    config.num_hidden_layers = len(kept)
+    for position, layer in enumerate(kept):
+        # The key-value cache is indexed by a layer's place in the model it now stands in.
+        layer.attention.module.layer_idx = position  # type: ignore[assignment]
+    backbone_of(model).layers = nn.ModuleList(layer.module for layer in kept)
