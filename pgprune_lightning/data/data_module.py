@@ -155,21 +155,23 @@ class TokenBlocksDataModule(LightningDataModule):
             num_blocks: Number of blocks (sequences) in all.
             batch_size: Blocks in a batch; the last one may be shorter.
 
-        Yields:
-            Token ids, shape (B, L), int64.
+        Returns:
+            Token ids, each of shape (B, L), int64.
 
         Raises:
-            UserError: The training text has fewer blocks.
+            UserError: The training text has fewer blocks; at the call, not at the first batch.
         """
         blocks = self._required(self.train_blocks)
         if num_blocks > len(blocks):
             raise UserError(
-                f"{num_blocks} blocks are wanted for calibration, but {blocks.label} has only "
-                f"{len(blocks)}; ask for fewer, or give more text"
+                f"initialization.num_blocks: {num_blocks} blocks are wanted for calibration, but "
+                f"{blocks.label} has only {len(blocks)}; ask for fewer, or give more text"
             )
         order = epoch_permutation(len(blocks), self.seed, epoch=0)[:num_blocks].tolist()
-        for start in range(0, num_blocks, batch_size):
-            yield torch.stack([blocks[index] for index in order[start : start + batch_size]])
+        return (
+            torch.stack([blocks[index] for index in order[start : start + batch_size]])
+            for start in range(0, num_blocks, batch_size)
+        )
 
     @property
     def validation_label(self) -> str:

@@ -1,0 +1,17 @@
+"""Observers of a run: they log, measure and save, and change no trained number."""
+
+from callbacks.baseline_tracker import BaselineTracker
+from callbacks.mask_checkpoint import MaskCheckpoint
+from callbacks.outcome_report import OutcomeReport
+from callbacks.perplexity_validation import PerplexityValidation
+from callbacks.sparsity_tracker import SparsityTracker
+from callbacks.training_progress import TrainingProgress
+
+__all__ = [
+    "BaselineTracker",
+    "MaskCheckpoint",
+    "OutcomeReport",
+    "PerplexityValidation",
+    "SparsityTracker",
+    "TrainingProgress",
+]

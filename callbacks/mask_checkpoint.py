@@ -1,0 +1,97 @@
+"""Keeps the pruning plans of a run: the untrained one, the best by validation, and the last."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from callbacks.perplexity_validation import VALIDATION_METRIC
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.plan import PLAN_FILE, PruningPlan
+from pgprune_lightning.training import PolicyGradientPruning
+
+
+class MaskCheckpoint(Callback):
+    """Saves pruning plans under `RUN_DIR/plans` at every validation.
+
+    `initial` is the untrained mask, `last` the one just validated, `best` the one with the lowest
+    validation perplexity so far, the untrained one included: a run never returns a worse mask than
+    it started from.
+
+    Args:
+        run_dir: The run's folder.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.plans = Path(run_dir) / "plans"
+        self.best_perplexity = math.inf
+        self.best_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know of the best plan."""
+        return {"best_perplexity": self.best_perplexity, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best_perplexity = state_dict["best_perplexity"]
+        self.best_step = state_dict["best_step"]
+
+    def on_validation_end(
+        self,
+        trainer: Trainer,
+        pl_module: PolicyGradientPruning,  # type: ignore[override]
+    ) -> None:
+        """Save the plan that was just validated."""
+        if trainer.state.fn != "fit" or VALIDATION_METRIC not in trainer.callback_metrics:
+            return
+        perplexity = float(trainer.callback_metrics[VALIDATION_METRIC])
+        plan = _validated(pl_module.current_plan(), perplexity, trainer)
+        is_first = self.best_step < 0
+        if is_first:
+            self._save(trainer, plan, "initial")
+        # The first counts as best even when its perplexity is not a number.
+        if is_first or perplexity < self.best_perplexity or math.isnan(self.best_perplexity):
+            self.best_perplexity, self.best_step = perplexity, trainer.global_step
+            self._save(trainer, plan, "best")
+        self._save(trainer, plan, "last")
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse, before a model is loaded, to leave the untrained mask unmeasured."""
+        del pl_module
+        measures_it = trainer.num_sanity_val_steps == math.inf and trainer.limit_val_batches != 0
+        if stage == "fit" and not (measures_it or trainer.fast_dev_run):  # type: ignore[attr-defined]
+            raise UserError(
+                "The untrained mask would not be measured on the whole validation text, so this "
+                "run could return a worse one: leave trainer.num_sanity_val_steps at -1 and "
+                "trainer.limit_val_batches above 0."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: PolicyGradientPruning) -> None:  # type: ignore[override]
+        """Keep to a better plan that the folder got after the checkpoint was written."""
+        if trainer.ckpt_path is None or not (self.plans / "best" / PLAN_FILE).is_file():
+            return
+        best = PruningPlan.load(self.plans / "best")
+        perplexity = best.validation.get("perplexity")
+        same_task = (
+            best.budget == pl_module.current_plan().budget
+            and best.base_model.fingerprint == pl_module.environment.base_model.fingerprint
+        )
+        if same_task and perplexity is not None and perplexity < self.best_perplexity:
+            self.best_perplexity, self.best_step = perplexity, best.step
+
+    def _save(self, trainer: Trainer, plan: PruningPlan, name: str) -> None:
+        if trainer.is_global_zero:
+            plan.save(self.plans / name)
+
+
+def _validated(plan: PruningPlan, perplexity: float, trainer: Trainer) -> PruningPlan:
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    validation = {
+        "text": datamodule.validation_label,
+        "sequence_length": datamodule.evaluation_block_length,
+        "bos_per_block": datamodule.bos_per_block,
+        "perplexity": perplexity if math.isfinite(perplexity) else None,
+    }
+    return replace(plan, validation=validation)

@@ -1,0 +1,65 @@
+"""Reading the policy out of a checkpoint, to refuse a wrong one before a model is loaded."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgprune_lightning.errors import UserError
+
+_POLICY = "policy.keep_probabilities"
+
+
+def read_policy(ckpt_path: str | Path) -> Tensor:
+    """Read the keep-probabilities of a checkpoint.
+
+    Args:
+        ckpt_path: A checkpoint that a run has written.
+
+    Returns:
+        Keep-probabilities, (U,), float64, on the CPU.
+
+    Raises:
+        UserError: If the file is missing, damaged, or no checkpoint of this program.
+    """
+    path = Path(ckpt_path)
+    if not path.is_file():
+        raise UserError(
+            f"ckpt_path: there is no file {str(path)!r}. A run keeps its last checkpoint as "
+            "RUN_DIR/checkpoints/last.ckpt."
+        )
+    try:
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+        policy_U = checkpoint["state_dict"][_POLICY]
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"ckpt_path: {path} is damaged and cannot be read. Go on from another checkpoint of "
+            f"the run, in {path.parent}, or start anew."
+        ) from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"ckpt_path: {path} holds no pruning policy; give a checkpoint that this program wrote."
+        ) from error
+    assert isinstance(policy_U, Tensor)
+    return policy_U
+
+
+def check_checkpoint(ckpt_path: str | Path, num_units: int) -> None:
+    """Refuse the checkpoint of a policy over other units.
+
+    Args:
+        ckpt_path: The checkpoint.
+        num_units: Units of the policy that is to take its state.
+
+    Raises:
+        UserError: If it is missing, damaged or of another number of units.
+    """
+    found = read_policy(ckpt_path).numel()
+    if found != num_units:
+        raise UserError(
+            f"ckpt_path: {ckpt_path} holds a policy over {found} units, but model.base_model and "
+            f"model.unit_kinds give {num_units}. Go on with the config of the run that wrote it, "
+            "RUN_DIR/config.yaml."
+        )

@@ -1,0 +1,106 @@
+"""The environment that the policy acts on: a frozen language model that answers a mask with a loss.
+
+Shapes: U units, B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pgprune_lightning.masking.dense import DenseExecution
+from pgprune_lightning.masking.fingerprint import model_fingerprint
+from pgprune_lightning.masking.frozen_model import (
+    load_frozen_model,
+    load_model_config,
+    model_on_meta,
+    resolve_dtype,
+)
+from pgprune_lightning.masking.model_source import ModelSource
+from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.token_loss import token_nll
+from pgprune_lightning.plan import BaseModel
+from pgprune_lightning.policy import MaskSpace, UnitKind
+
+
+class FrozenEnvironment:
+    """A model and its units; the weights are loaded apart, once everything else is checked.
+
+    It is no `torch.nn.Module`: what holds it does not register the model's parameters, so that
+    checkpoints stay small and nothing of the model is broadcast between ranks.
+
+    Args:
+        source: Where the model lies.
+        unit_kinds: What one decision drops.
+
+    Raises:
+        UserError: If the configuration cannot be read or its family cannot be pruned.
+    """
+
+    space: MaskSpace
+    base_model: BaseModel
+
+    def __init__(self, source: ModelSource, unit_kinds: Sequence[UnitKind]) -> None:
+        self.source = source
+        self.space = mask_space_of(model_on_meta(load_model_config(source)), unit_kinds)
+        self._execution: DenseExecution | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are there."""
+        return self._execution is not None
+
+    def load(self, *, dtype: str, device: torch.device, attention: str) -> None:
+        """Load and freeze the weights.
+
+        Args:
+            dtype: Name of their type; see `resolve_dtype`.
+            device: Where they go.
+            attention: Attention implementation of transformers.
+
+        Raises:
+            UserError: If they cannot be loaded.
+        """
+        model = load_frozen_model(
+            self.source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
+        )
+        self._execution = DenseExecution(model, self.space)
+        self.base_model = BaseModel(
+            source=self.source.given,
+            model_type=model.config.model_type,
+            fingerprint=model_fingerprint(model),
+            parameters=self.space.total_parameters,
+        )
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The dense model."""
+        return self._loaded().model
+
+    def masked(self, mask_U: Tensor) -> AbstractContextManager[PreTrainedModel]:
+        """The model under a mask, (U,), bool, for the length of a `with` block."""
+        return self._loaded().masked(mask_U)
+
+    @torch.no_grad()
+    def token_nll(self, batch_BT: Tensor, mask_U: Tensor | None) -> Tensor:
+        """Token losses of the model under a mask.
+
+        Args:
+            batch_BT: Token ids, (B, T), int64.
+            mask_U: Which units stay, (U,), bool; None for the dense model.
+
+        Returns:
+            Nats per token, (B, T - 1), float32.
+        """
+        if mask_U is None:
+            return token_nll(self.model, batch_BT)
+        with self.masked(mask_U) as model:
+            return token_nll(model, batch_BT)
+
+    def _loaded(self) -> DenseExecution:
+        assert self._execution is not None, "the weights are not loaded"
+        return self._execution

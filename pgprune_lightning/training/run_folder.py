@@ -1,0 +1,58 @@
+"""A run's folder: who may write into it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pgprune_lightning.errors import UserError
+
+ExistingRun = Literal["stop", "move_aside"]
+
+RUN_FILES = ("config.yaml", "metrics.csv", "plans", "checkpoints", "summary.json")
+
+
+def check_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool) -> None:
+    """Refuse a folder that holds a run, before anything is built; see `claim_run_folder`.
+
+    Raises:
+        UserError: If it holds a run and `existing_run` is `stop`.
+    """
+    if existing_run == "stop" and not resumes and _holds_run(run_dir):
+        raise UserError(
+            f"run_dir: {run_dir} already holds a run. Choose another --run_dir, go on from its "
+            f"checkpoint with --ckpt_path {run_dir}/checkpoints/last.ckpt, or pass "
+            "--existing_run move_aside."
+        )
+
+
+def claim_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool) -> None:
+    """Make the folder of a new run, without touching an older one.
+
+    Args:
+        run_dir: The folder.
+        existing_run: What to do if it already holds a run: `stop`, or `move_aside` to
+            `RUN_DIR-1`, `-2`, ...
+        resumes: Whether the run goes on from a checkpoint, in which case the folder is shared.
+
+    Raises:
+        UserError: If it holds a run and `existing_run` is `stop`, or if it cannot be written.
+    """
+    check_run_folder(run_dir, existing_run, resumes=resumes)
+    try:
+        if not resumes and _holds_run(run_dir):
+            run_dir.rename(_free_name(run_dir))
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run_dir: {run_dir} cannot be made: {error.strerror}. Choose another --run_dir."
+        ) from error
+
+
+def _holds_run(run_dir: Path) -> bool:
+    return any((run_dir / name).exists() for name in RUN_FILES)
+
+
+def _free_name(run_dir: Path) -> Path:
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}-{number}")).exists():
+        number += 1
+    return aside

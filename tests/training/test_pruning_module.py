@@ -1,0 +1,257 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import callbacks
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.masking.frozen_model import load_frozen_model
+from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.policy import mask_generator
+from pgprune_lightning.training import PolicyGradientPruning, environment
+from tests.tiny_models import make_tiny_model
+from tests.tiny_runs import TinyRun
+
+
+def probabilities(module: PolicyGradientPruning) -> torch.Tensor:
+    return module.policy.keep_probabilities.detach().clone()
+
+
+def observers(run_dir: Path) -> list[Any]:
+    return [
+        callbacks.PerplexityValidation(),
+        callbacks.MaskCheckpoint(str(run_dir)),
+        callbacks.BaselineTracker(),
+        callbacks.SparsityTracker(),
+        callbacks.OutcomeReport(str(run_dir), sample_tokens=4),
+    ]
+
+
+def test_steps_are_those_of_algorithm_1(tiny_run: TinyRun) -> None:
+    """Two steps by hand, from the same parts: eqs. 5 to 8, A1 and A2."""
+    trained = tiny_run.fit(max_steps=2)
+
+    by_hand = tiny_run.module()
+    datamodule = tiny_run.datamodule()
+    tiny_run.trainer(max_steps=0, num_sanity_val_steps=0).fit(by_hand, datamodule=datamodule)
+    s_U = probabilities(by_hand)
+    assert not torch.equal(s_U, probabilities(trained))
+    baseline = None
+    for step, batch_BT in zip(range(2), datamodule.train_dataloader(), strict=False):
+        generator = mask_generator(by_hand.seed, step, rank=0)
+        masks_SU = torch.rand(2, len(s_U), dtype=torch.float64, generator=generator) < s_U
+        losses = [
+            by_hand.environment.token_nll(batch_BT, mask_U).mean().double() for mask_U in masks_SU
+        ]
+        mean_loss = (losses[0] + losses[1]) / 2
+        baseline = mean_loss if baseline is None else baseline
+        gradient_U = torch.zeros_like(s_U)
+        for loss, mask_U in zip(losses, masks_SU.double(), strict=True):
+            gradient_U += (loss - baseline) * (mask_U - s_U) / (s_U * (1 - s_U)) / 2
+        s_U = by_hand.feasible_set.project(s_U - by_hand.lr * gradient_U)
+        baseline = baseline * 4 / 5 + mean_loss / 5
+    torch.testing.assert_close(s_U, probabilities(trained), rtol=0, atol=1e-12)
+    torch.testing.assert_close(baseline, trained.estimator.baseline, rtol=0, atol=1e-12)
+
+
+def test_the_model_is_only_read(tiny_run: TinyRun, parameter_bytes: Callable[[Any], bytes]) -> None:
+    trained = tiny_run.fit()
+    source = resolve_model_source(str(tiny_run.model))
+    untouched = load_frozen_model(source, dtype=torch.float32, device=torch.device("cpu"))
+    model = trained.environment.model
+    assert parameter_bytes(model) == parameter_bytes(untouched)
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_a_checkpoint_holds_the_policy_and_nothing_of_the_model(tiny_run: TinyRun) -> None:
+    module = tiny_run.module()
+    trainer = tiny_run.trainer()
+    trainer.fit(module, datamodule=tiny_run.datamodule())
+    path = tiny_run.folder / "last.ckpt"
+    trainer.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert set(state) == {
+        "policy.keep_probabilities",
+        "estimator.baseline",
+        "estimator.num_updates",
+    }
+
+
+def test_callbacks_change_no_trained_number(tiny_run: TinyRun) -> None:
+    observed = tiny_run.fit(observers(tiny_run.folder / "run"))
+    alone = tiny_run.fit(val_check_interval=3)
+    assert torch.equal(probabilities(observed), probabilities(alone))
+    assert torch.equal(observed.estimator.baseline, alone.estimator.baseline)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_run: TinyRun) -> None:
+    whole = tiny_run.fit(max_steps=6)
+    first = tiny_run.trainer(max_steps=3)
+    first.fit(tiny_run.module(), datamodule=tiny_run.datamodule())
+    first.save_checkpoint(tiny_run.folder / "stopped.ckpt")
+    resumed = tiny_run.module()
+    tiny_run.trainer(max_steps=6).fit(
+        resumed, datamodule=tiny_run.datamodule(), ckpt_path=tiny_run.folder / "stopped.ckpt"
+    )
+    assert torch.equal(probabilities(whole), probabilities(resumed))
+    assert torch.equal(whole.estimator.baseline, resumed.estimator.baseline)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    trainer = tiny_run.trainer()
+    trainer.fit(tiny_run.module(), datamodule=tiny_run.datamodule())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = shutil.copytree(tiny_run.model, tmp_path / "other")
+    make_tiny_model("llama_gqa", seed=2).save_pretrained(other)
+    with pytest.raises(UserError, match="the policy was learned on"):
+        tiny_run.trainer().fit(
+            tiny_run.module(base_model=str(other)),
+            datamodule=tiny_run.datamodule(),
+            ckpt_path=tmp_path / "last.ckpt",
+        )
+
+
+@pytest.mark.parametrize("budget", ["per_kind", "per_layer", "units", "parameters"])
+def test_training_ends_on_the_feasible_set(tiny_run: TinyRun, budget: str) -> None:
+    protected = [] if budget == "per_layer" else [0]
+    module = tiny_run.module(budget=budget, protected_layers=protected, keep_ratio=0.7, lr=0.3)
+    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
+    assert module.feasible_set.contains(probabilities(module))
+
+
+def test_a_factor_slows_the_units_of_its_kind_alone(tiny_run: TinyRun) -> None:
+    def moved(**options: Any) -> torch.Tensor:
+        start, end = tiny_run.module(**options), tiny_run.module(**options)
+        tiny_run.trainer(max_steps=0).fit(start, datamodule=tiny_run.datamodule())
+        # The baseline starts at the first losses' mean, so even the first step has a gradient.
+        tiny_run.trainer(max_steps=1).fit(end, datamodule=tiny_run.datamodule())
+        return probabilities(end) - probabilities(start)
+
+    plain_U, factored_U = moved(lr=1e-4), moved(lr=1e-4, lr_factors={"mlp_channel": 0.25})
+    space = tiny_run.fit(max_steps=0).space
+    heads, channels = space.units_of("kv_group"), space.units_of("mlp_channel")
+    assert plain_U[channels].abs().sum() > 0
+    torch.testing.assert_close(factored_U[heads], plain_U[heads])
+    torch.testing.assert_close(factored_U[channels], plain_U[channels] / 4)
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_policy(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, sample: int
+) -> None:
+    healthy = tiny_run.fit(max_steps=2)
+    calls = 0
+    token_nll = environment.token_nll
+
+    def broken(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return token_nll(*arguments) * (float("nan") if calls == 2 * 2 + 1 + sample else 1.0)
+
+    monkeypatch.setattr(environment, "token_nll", broken)
+    module = tiny_run.module()
+    trainer = tiny_run.trainer(val_check_interval=4, num_sanity_val_steps=0)
+    with pytest.raises(UserError, match=f"mask sample {sample} in step 2 is nan"):
+        trainer.fit(module, datamodule=tiny_run.datamodule())
+    assert torch.equal(probabilities(module), probabilities(healthy))
+    assert torch.equal(module.estimator.baseline, healthy.estimator.baseline)
+
+
+def test_a_plan_starts_where_its_run_ended(tiny_run: TinyRun) -> None:
+    run_dir = tiny_run.folder / "run"
+    tiny_run.fit(observers(run_dir))
+    last = PruningPlan.load(run_dir / "plans" / "last")
+    start = Initialization(plan=str(run_dir / "plans" / "last"))
+    continued = tiny_run.module(initialization=start)
+    tiny_run.trainer(max_steps=0).fit(continued, datamodule=tiny_run.datamodule())
+    torch.testing.assert_close(probabilities(continued), last.keep_probabilities_U)
+    assert torch.equal(continued.current_mask(), last.mask_U)
+
+
+def test_a_plan_of_other_units_is_refused_before_the_weights_are_loaded(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tiny_run.folder / "run"
+    tiny_run.fit(observers(run_dir))
+    monkeypatch.setattr(environment, "load_frozen_model", None)
+    module = tiny_run.module(
+        unit_kinds=["mlp_channel"], initialization=Initialization(plan=str(run_dir))
+    )
+    with pytest.raises(UserError, match="is for the units of"):
+        tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_ratio": 0.0}, "keep_ratio"),
+        ({"keep_ratio": 1.01}, "keep_ratio"),
+        ({"keep_ratio": float("nan")}, "keep_ratio"),
+        ({"lr": 0.0}, "lr"),
+        ({"num_mask_samples": 0}, "num_mask_samples"),
+        ({"lr_factors": {"layer": 1.0}}, "lr_factors"),
+        ({"lr_factors": {"mlp_channel": -1.0}}, "lr_factors"),
+        ({"base_model": "no/such/model/folder"}, "no folder or file"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(
+    tiny_run: TinyRun, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_run.module(**options)
+
+
+def test_an_impossible_budget_is_refused_before_the_weights_are_loaded(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "load_frozen_model", None)
+    module = tiny_run.module(keep_ratio=0.5, protected_layers=[0, 1])
+    with pytest.raises(UserError, match=r"0\.6"):
+        tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
+
+
+@pytest.mark.slow
+def test_training_finds_a_better_mask_of_a_trained_model(
+    tiny_run: TinyRun, pgprune_data: Path
+) -> None:
+    """A really trained Llama of 260k parameters on the stories it was trained to write."""
+    from pgprune_lightning.data.text_source import TextSource
+
+    stories = str(pgprune_data / "tinystories" / "stories.txt")
+    model = str(pgprune_data / "stories260K")
+
+    def part(start: float, end: float) -> TextSource:
+        return TextSource(stories, document_separator="<|endoftext|>", part=(start, end))
+
+    module = tiny_run.module(
+        base_model=model,
+        keep_ratio=0.5,
+        lr=0.02,
+        lr_factors={"mlp_channel": 0.25},
+        num_mask_samples=4,
+        fill_budget=True,
+        initialization=Initialization(num_blocks=64),
+    )
+    datamodule = tiny_run.datamodule(
+        tokenizer=model,
+        train=part(0, 0.7),
+        validation=part(0.7, 0.85),
+        test=[part(0.85, 1)],
+        block_length=64,
+        evaluation_block_length=128,
+        batch_size=8,
+    )
+    run_dir = tiny_run.folder / "run"
+    trainer = tiny_run.trainer(observers(run_dir), max_steps=120, val_check_interval=40)
+    trainer.fit(module, datamodule=datamodule)
+    perplexity = {
+        name: PruningPlan.load(run_dir / "plans" / name).validation["perplexity"]
+        for name in ("initial", "best")
+    }
+    assert perplexity["best"] < 0.8 * perplexity["initial"], perplexity
