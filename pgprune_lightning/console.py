@@ -1,0 +1,64 @@
+"""How the program speaks: one line an error, one line a warning, and no advice that is not ours."""
+
+import logging
+import re
+import sys
+import warnings
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pgprune_lightning.masking.frozen_model import quiet_transformers
+
+EXIT_USER_ERROR = 2
+
+ADVICE_THAT_DOES_NOT_HOLD = (
+    ".*does not have many workers.*",
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*but have no logger configured.*",
+    ".*ModelCheckpoint with manual optimization.*",  # it saves after our step, as it should
+    ".*args parameter is intended to run from within Python.*",
+)
+
+
+class OneLineErrorParser(LightningArgumentParser):
+    """Says what is wrong in one line, without hundreds of lines of options before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error and end with status 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        text = re.sub(r'Parser key "([\w.]+)"', r"\1", message)
+        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+        print_error(f"{text} (all options: {program} --help)")
+        sys.exit(EXIT_USER_ERROR)
+
+
+def print_error(message: str) -> None:
+    """Print an error as one line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Drop the libraries' advice that does not hold here; say our own warnings in one line."""
+    quiet_transformers()
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    warnings.formatwarning = _format_warning
+    for message in ADVICE_THAT_DOES_NOT_HOLD:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    del line
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"

@@ -1,0 +1,229 @@
+"""The command line as a user meets it: its options, its help, and what its three commands do."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pgprune_lightning.cli import PruningCLI, main
+from tests.tiny_commands import TinyCommand
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TEXT_SOURCE = """path label name split data_files revision field local_copy join
+    document_separator part num_blocks optional"""
+OPTIONS = {
+    "": "config seed_everything run_dir existing_run ckpt_path",
+    "wandb.": "mode project name group entity tags",
+    "model.": """base_model keep_ratio unit_kinds budget protected_layers lr lr_factors
+        num_mask_samples estimator probability_bounds fill_budget dtype attention""",
+    "model.initialization.": """metric normalization projection slope shift_to_budget constant
+        num_blocks plan""",
+    "data.": """test tokenizer block_length evaluation_block_length batch_size
+        evaluation_batch_size num_workers cache_dir bos_per_block""",
+    "data.train.": TEXT_SOURCE,
+    "data.validation.": TEXT_SOURCE,
+    "sparsity_tracker.": "by_layer",
+    "outcome_report.": "prompt sample_tokens",
+}
+"""Every option of ours: a change here is a change for users and their configs."""
+
+UNITS = {
+    "model.keep_ratio": "(0, 1]",
+    "model.lr": "per (nat per token)",
+    "model.num_mask_samples": "Masks",
+    "model.initialization.num_blocks": "sequences",
+    "data.block_length": "tokens",
+    "data.evaluation_block_length": "tokens",
+    "data.batch_size": "sequences",
+    "data.evaluation_batch_size": "sequences",
+    "data.num_workers": "Processes",
+    "data.train.num_blocks": "blocks",
+    "outcome_report.sample_tokens": "tokens",
+}
+
+
+class ParserIsMade(Exception):  # noqa: N818 - a signal, no error
+    """Stops the command line before it parses."""
+
+
+@pytest.fixture
+def help_by_option(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What `fit --help` says of each option that is not Lightning's."""
+    parsers: list[Any] = []
+
+    def keep_parser(self: PruningCLI, parser: Any, args: Any) -> None:
+        parsers.append(self._subcommand_parsers["fit"])
+        raise ParserIsMade
+
+    monkeypatch.setattr(PruningCLI, "parse_arguments", keep_parser)
+    with pytest.raises(ParserIsMade):
+        main(["fit"])
+    return dict(_options(parsers[0]))
+
+
+def _options(parser: Any) -> Iterator[tuple[str, str]]:
+    for action in parser._actions:
+        is_ours = not action.dest.startswith(("trainer.", "checkpoint."))
+        is_value = action.dest != "print_config" and not action.dest.endswith("help")
+        is_group = action.help == "Path to a configuration file."
+        if is_ours and is_value and not is_group and action.option_strings[0].startswith("-"):
+            yield action.dest, action.help or ""
+
+
+def test_the_options_are_these(help_by_option: dict[str, str]) -> None:
+    expected = {group + name for group, names in OPTIONS.items() for name in names.split()}
+    assert set(help_by_option) == expected
+
+
+def test_every_option_says_what_it_does(help_by_option: dict[str, str]) -> None:
+    silent = [name for name, text in help_by_option.items() if len(text) < 20]
+    assert not silent, f"say in the docstring of their class what these do: {silent}"
+
+
+@pytest.mark.parametrize(("option", "unit"), UNITS.items())
+def test_numbers_have_units(help_by_option: dict[str, str], option: str, unit: str) -> None:
+    assert unit in help_by_option[option]
+
+
+def test_help_leads_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "policy gradients" in text
+    assert "configs/quickstart.yaml" in text
+    assert "predict" not in text
+
+
+def test_the_later_config_wins_and_the_rest_stays(tiny_command: TinyCommand) -> None:
+    overlay = tiny_command.overlay("model: {lr: 0.5}\nwandb: {mode: offline}\n")
+    printed = tiny_command(
+        "fit", "--config", overlay, "--model.num_mask_samples=3", "--print_config"
+    )
+    assert printed.status == 0
+    config = yaml.safe_load(printed.out)
+    assert (config["model"]["lr"], config["model"]["keep_ratio"]) == (0.5, 0.6)
+    assert config["model"]["num_mask_samples"] == 3
+    assert config["wandb"]["mode"] == "offline"
+    assert not tiny_command.run_dir.exists()
+
+
+def test_a_fit_leaves_plans_metrics_config_checkpoint_and_summary(
+    tiny_command: TinyCommand,
+) -> None:
+    run = tiny_command("fit")
+    assert run.status == 0, run.err
+    files = {path.name for path in tiny_command.run_dir.iterdir()}
+    assert files == {"plans", "metrics.csv", "config.yaml", "checkpoints", "summary.json"}
+    assert {path.name for path in (tiny_command.run_dir / "plans").iterdir()} == {
+        *("initial", "best", "last")
+    }
+    assert "learned mask" in run.out
+    assert str(tiny_command.run_dir) in run.out
+    assert "Warning" not in run.err
+    assert "warning" not in run.err
+
+
+def test_the_resolved_config_repeats_the_run(tiny_command: TinyCommand) -> None:
+    assert tiny_command("fit").status == 0
+    first = _policy(tiny_command.run_dir)
+    again = tiny_command.run_dir.with_name("again")
+    resolved = TinyCommand(
+        tiny_command.run_dir / "config.yaml", tiny_command.run_dir, tiny_command.outcome
+    )
+    assert resolved("fit", "--run_dir", str(again)).status == 0
+    assert torch.equal(_policy(again), first)
+    assert (again / "metrics.csv").read_text() == _metrics(tiny_command.run_dir)
+
+
+@pytest.mark.parametrize("steps_before", [3, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tiny_command: TinyCommand, steps_before: int
+) -> None:
+    whole = tiny_command.run_dir.with_name("whole")
+    assert tiny_command("fit", "--run_dir", str(whole)).status == 0
+    assert tiny_command("fit", f"--trainer.max_steps={steps_before}").status == 0
+
+    last = tiny_command.run_dir / "checkpoints" / "last.ckpt"
+    resumed = tiny_command("fit", "--ckpt_path", str(last))
+
+    assert resumed.status == 0, resumed.err
+    assert torch.equal(_policy(tiny_command.run_dir), _policy(whole))
+    assert _metrics(tiny_command.run_dir) == _metrics(whole)
+    assert _plan(tiny_command.run_dir) == _plan(whole)
+    config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
+    assert config["ckpt_path"] == str(last)
+    assert config["trainer"]["max_steps"] == 6
+
+
+def test_a_run_moved_aside_is_whole(tiny_command: TinyCommand) -> None:
+    assert tiny_command("fit").status == 0
+    old = _contents(tiny_command.run_dir)
+    assert tiny_command("fit", "--existing_run", "move_aside", "--model.lr=0.05").status == 0
+    assert _contents(tiny_command.run_dir.with_name("run-1")) == old
+    assert _metrics(tiny_command.run_dir) != old["metrics.csv"].decode()
+
+
+def test_validate_and_test_give_the_figures_of_the_fit(tiny_command: TinyCommand) -> None:
+    assert tiny_command("fit").status == 0
+    run_dir = tiny_command.run_dir
+    files = _contents(run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    plan = ("--model.initialization.plan", str(run_dir))
+    checkpoint = ("--ckpt_path", str(run_dir / "checkpoints" / "last.ckpt"))
+    expected = {
+        ("validate",): summary["validation"]["initial"]["perplexity"],
+        ("validate", *plan): summary["validation"]["best"]["perplexity"],
+        ("validate", *checkpoint): _plan(run_dir, "last")["validation"]["perplexity"],
+        ("test",): summary["initial"]["perplexity"],
+        ("test", *plan): summary["learned"]["perplexity"],
+    }
+    assert len(set(expected.values())) > 3
+    for arguments, perplexity in expected.items():
+        measured = tiny_command(*arguments)
+        assert measured.status == 0, measured.err
+        printed = re.search(r"perplexity\W+([\d.]+)", measured.out)
+        assert printed is not None, measured.out
+        assert float(printed[1]) == pytest.approx(perplexity, rel=1e-12), arguments
+    assert _contents(run_dir) == files
+
+
+def test_the_program_runs_as_a_module() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pgprune_lightning", "fit", "--config", "missing.yaml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def _policy(run_dir: Path) -> torch.Tensor:
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    policy: torch.Tensor = checkpoint["state_dict"]["policy.keep_probabilities"]
+    return policy
+
+
+def _metrics(run_dir: Path) -> str:
+    return (run_dir / "metrics.csv").read_text()
+
+
+def _plan(run_dir: Path, name: str = "best") -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((run_dir / "plans" / name / "plan.json").read_text())
+    return plan
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

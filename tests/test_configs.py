@@ -1,0 +1,103 @@
+"""Every file in configs/ is a complete recipe that the command line takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pgprune_lightning.cli import main
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(path.name for path in CONFIGS.glob("overlays/*.yaml"))
+
+PAPER = {
+    "llama2_7b": ("meta-llama/Llama-2-7b-hf", 0.002),
+    "llama2_13b": ("meta-llama/Llama-2-13b-hf", 0.002),
+    "llama3_8b": ("meta-llama/Meta-Llama-3-8B", 0.006),
+    "mistral_7b_instruct": ("mistralai/Mistral-7B-Instruct-v0.3", 0.002),
+    "vicuna_7b": ("lmsys/vicuna-7b-v1.5", 0.002),
+}
+"""Model and step size; all else is the same for all of them (paper, Sect. 4.1)."""
+
+
+def parse(capsys: pytest.CaptureFixture[str], *names: str) -> dict[str, Any]:
+    """What the command line makes of config files, with every default; nothing is built."""
+    files = [argument for name in names for argument in ("--config", str(CONFIGS / name))]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *files, "--print_config"])
+    printed = capsys.readouterr()
+    assert end.value.code == 0, printed.err
+    config: dict[str, Any] = yaml.safe_load(printed.out)
+    return config
+
+
+def test_the_recipes_are_these() -> None:
+    papers = [f"{model}_keep70_heads_channels.yaml" for model in PAPER]
+    assert sorted(RECIPES) == sorted(["quickstart.yaml", *papers])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_complete_and_taken(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    config = parse(capsys, recipe)
+    assert config["run_dir"] == f"runs/{Path(recipe).stem}"
+    assert config["model"]["base_model"]
+    assert config["data"]["train"]["path"]
+    assert config["data"]["validation"]["label"] != config["data"]["test"][0]["label"]
+    first_lines = (CONFIGS / recipe).read_text()
+    assert f"configs/{recipe}" in first_lines or recipe == "quickstart.yaml"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_changes_only_its_own_options(
+    capsys: pytest.CaptureFixture[str], overlay: str
+) -> None:
+    changed = yaml.safe_load((CONFIGS / "overlays" / overlay).read_text()).keys()
+    plain = parse(capsys, "quickstart.yaml")
+    with_overlay = parse(capsys, "quickstart.yaml", f"overlays/{overlay}")
+    assert {name for name in plain if plain[name] != with_overlay[name]} == changed
+
+
+def test_wandb_is_off_until_its_overlay_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(capsys, "quickstart.yaml")["wandb"]["mode"] == "off"
+    with_overlay = parse(capsys, "quickstart.yaml", "overlays/wandb.yaml")
+    assert with_overlay["wandb"]["mode"] == "online"
+
+
+@pytest.mark.parametrize("model", PAPER)
+def test_the_models_have_the_papers_hyperparameters(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    config = parse(capsys, f"{model}_keep70_heads_channels.yaml")
+    base_model, lr = PAPER[model]
+    expected = {
+        "model.base_model": base_model,
+        "model.lr": lr,
+        "model.keep_ratio": 0.7,
+        "model.unit_kinds": ["kv_group", "mlp_channel"],
+        "model.num_mask_samples": 2,
+        "model.estimator.init_args.window": 5,
+        "model.probability_bounds": [0.0, 1.0],
+        "model.initialization.metric": "wanda_sp",
+        "model.initialization.projection": "sigmoid_norm",
+        "model.dtype": "bfloat16",
+        "data.train.path": "allenai/c4",
+        "data.train.num_blocks": 120000,
+        "data.block_length": 128,
+        "data.evaluation_block_length": 128,
+        "data.batch_size": 8,
+        "data.validation.name": "wikitext-2-raw-v1",
+        "data.validation.join": "blank_line",
+        "trainer.max_steps": 120000 // 8,
+        "wandb.mode": "online",
+    }
+    assert {name: _at(config, name) for name in expected} == expected
+    assert [source["split"] for source in config["data"]["test"]] == ["test"]
+
+
+def _at(config: Any, name: str) -> Any:
+    for key in name.split("."):
+        config = config[key]
+    return config
