@@ -22,7 +22,7 @@ TEXT_SOURCE = """path label name split data_files revision field local_copy join
 OPTIONS = {
     "": "config seed_everything run_dir existing_run ckpt_path",
     "wandb.": "mode project name group entity tags",
-    "model.": """base_model keep_ratio unit_kinds budget protected_layers lr lr_factors
+    "model.": """base_model keep_ratio unit_kinds budget protected_layers lr lr_factors lr_schedule
         num_mask_samples estimator probability_bounds fill_budget dtype attention""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan""",

@@ -13,6 +13,7 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization, initial_probabilities
@@ -57,6 +58,8 @@ class PolicyGradientPruning(LightningModule):
         lr_factors: Factors on `lr` by unit kind, such as {mlp_channel: 0.1}; 1 for kinds left out.
             Losses tell far more of each of a hundred heads than of each of fifty thousand
             channels, whose steps are then mostly noise.
+        lr_schedule: `constant`, as the paper, or `cosine`: from `lr` down to 0 at
+            `trainer.max_steps`, as the authors' published code.
         num_mask_samples: Masks drawn in each step on each rank (N_s); one forward pass each.
         estimator: How losses become a gradient, with its baseline.
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
@@ -78,6 +81,7 @@ class PolicyGradientPruning(LightningModule):
         protected_layers: list[int] = [],  # noqa: B006 (read only)
         lr: float = 2e-3,
         lr_factors: dict[UnitKind, float] | None = None,
+        lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
@@ -99,6 +103,7 @@ class PolicyGradientPruning(LightningModule):
         self.protected_layers = protected_layers
         self.lr = lr
         self.lr_factors = lr_factors or {}
+        self.lr_schedule = lr_schedule
         self.num_mask_samples = num_mask_samples
         # A copy: the default is one object, and its baseline must not pass to the next module.
         self.estimator = copy.deepcopy(estimator)
@@ -183,10 +188,16 @@ class PolicyGradientPruning(LightningModule):
 
     # The update.
 
-    def configure_optimizers(self) -> ProjectedSGD:
-        """Projected SGD on the keep-probabilities (eqs. 6 and 7)."""
+    def configure_optimizers(self) -> tuple[list[ProjectedSGD], list[CosineAnnealingLR]]:
+        """Projected SGD on the keep-probabilities (eqs. 6 and 7), with the schedule of its step."""
         parameters = [self.policy.keep_probabilities]
-        return ProjectedSGD(parameters, lr=self.lr, projection=self.feasible_set.project)
+        optimizer = ProjectedSGD(parameters, lr=self.lr, projection=self.feasible_set.project)
+        if self.lr_schedule == "constant":
+            return [optimizer], []
+        steps = self.trainer.max_steps
+        if steps < 1:
+            raise UserError("lr_schedule: cosine ends at trainer.max_steps, which is not set.")
+        return [optimizer], [CosineAnnealingLR(optimizer, T_max=steps)]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Draw masks, read their losses, estimate the gradient, step and project.
@@ -217,6 +228,9 @@ class PolicyGradientPruning(LightningModule):
             probabilities_U.grad[self.space.units_of(kind)] *= factor
         optimizer: Any = self.optimizers()
         optimizer.step()
+        schedule: Any = self.lr_schedulers()
+        if schedule is not None:
+            schedule.step()
         return {
             "losses": losses_S,
             "baseline": self.estimator.used_baseline.clone(),

@@ -1,3 +1,4 @@
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 import callbacks
 from pgprune_lightning.errors import UserError
@@ -123,6 +125,30 @@ def test_training_ends_on_the_feasible_set(tiny_run: TinyRun, budget: str) -> No
     module = tiny_run.module(budget=budget, protected_layers=protected, keep_ratio=0.7, lr=0.3)
     tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
     assert module.feasible_set.contains(probabilities(module))
+
+
+def test_a_cosine_schedule_ends_at_zero_and_resumes(tiny_run: TinyRun) -> None:
+    def fit(last_step: int, ckpt_path: Path | None = None) -> tuple[Any, list[float]]:
+        class Recorder(Callback):
+            def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+                rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+                trainer.should_stop = trainer.global_step == last_step
+
+        rates: list[float] = []
+        module = tiny_run.module(lr_schedule="cosine", lr=0.04)
+        trainer = tiny_run.trainer([Recorder()], max_steps=8)
+        trainer.fit(module, datamodule=tiny_run.datamodule(), ckpt_path=ckpt_path)
+        return (module, trainer), rates
+
+    (whole, _), rates = fit(8)
+    expected = [0.04 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(1, 9)]
+    assert rates == pytest.approx(expected)
+    stopped = tiny_run.folder / "stopped.ckpt"
+    (_, trainer), _ = fit(3)
+    trainer.save_checkpoint(stopped)
+    (resumed, _), later_rates = fit(8, stopped)
+    assert later_rates == pytest.approx(expected[3:])
+    assert torch.equal(probabilities(whole), probabilities(resumed))
 
 
 def test_a_factor_slows_the_units_of_its_kind_alone(tiny_run: TinyRun) -> None:
