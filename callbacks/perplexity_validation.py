@@ -90,10 +90,13 @@ def _publish(
 ) -> None:
     """Hand a perplexity to other callbacks, and to the loggers or the caller of `validate`."""
     fits = trainer.state.fn == "fit"
-    # Lightning prints and returns what a validation or test alone sends to its loggers.
+    # Lightning returns what a validation or test alone sends to its loggers.
     pl_module.log(name, perplexity, logger=not fits, rank_zero_only=True)
     if fits:
         log_metrics(trainer, {name: float(perplexity)})
+    elif trainer.is_global_zero:
+        kept = pl_module.space.kept_parameters(pl_module.current_mask())
+        print(f"{name}: {float(perplexity):.4f} ({kept / 1e6:,.1f} M parameters)", flush=True)
 
 
 def _test_labels(trainer: Trainer) -> list[str]:

@@ -79,7 +79,7 @@ class PruningCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer's methods that are offered, and their arguments that are no options."""
-        ours = {"model", "datamodule", "ckpt_path", "weights_only"}
+        ours = {"model", "datamodule", "ckpt_path", "weights_only", "verbose"}
         return {
             "fit": ours | {"train_dataloaders", "val_dataloaders"},
             "validate": ours | {"dataloaders"},
@@ -148,6 +148,11 @@ class PruningCLI(LightningCLI):
             read_policy(config.ckpt_path)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.base_model
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Leave out Lightning's table of results, which wraps the names of several texts."""
+        quiet = {} if subcommand == "fit" else {"verbose": False}
+        return super()._prepare_subcommand_kwargs(subcommand) | quiet
 
     def before_instantiate_classes(self) -> None:
         """Refuse a folder that holds a run before anything is built."""
