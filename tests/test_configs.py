@@ -60,6 +60,55 @@ def test_an_overlay_changes_only_its_own_options(
     assert {name for name in plain if plain[name] != with_overlay[name]} == changed
 
 
+DEPARTURES = {
+    "authors_code": {
+        "model.budget": "per_kind",
+        "model.lr_schedule": "cosine",
+        "model.estimator.init_args": {
+            "window": 5,
+            "start": "first_loss",
+            "order": "update_then_use",
+            "score_scale": "standard_deviation",
+            "normalization": "samples_minus_one",
+        },
+        "model.initialization.shift_to_budget": True,
+    },
+    "paper": {
+        "model.budget": "units",
+        "model.lr_schedule": "constant",
+        "model.estimator.init_args": {
+            "window": 5,
+            "start": "zero",
+            "order": "update_then_use",
+            "score_scale": "variance",
+            "normalization": "samples",
+        },
+        "model.initialization.shift_to_budget": False,
+    },
+}
+"""Where the authors' published code and their paper differ, as options."""
+
+
+def test_the_two_readings_of_the_method_are_these() -> None:
+    found = {path.stem for path in CONFIGS.glob("recipes/*.yaml")}
+    assert found >= DEPARTURES.keys()
+
+
+@pytest.mark.parametrize("recipe", DEPARTURES)
+def test_a_reading_of_the_method_is_the_papers_but_for_its_departures(
+    capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    config = parse(capsys, f"recipes/{recipe}.yaml")
+    expected = DEPARTURES[recipe]
+    assert {name: _at(config, name) for name in expected} == expected
+    assert config["run_dir"] == f"runs/{recipe}"
+    assert f"configs/recipes/{recipe}.yaml" in (CONFIGS / "recipes" / f"{recipe}.yaml").read_text()
+    plain = parse(capsys, "llama2_7b_keep70_heads_channels.yaml")
+    assert config["data"] == plain["data"]
+    assert config["trainer"] == plain["trainer"]
+    assert config["model"]["base_model"] == plain["model"]["base_model"]
+
+
 def test_wandb_is_off_until_its_overlay_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(capsys, "quickstart.yaml")["wandb"]["mode"] == "off"
     with_overlay = parse(capsys, "quickstart.yaml", "overlays/wandb.yaml")

@@ -107,6 +107,7 @@ class PolicyGradientPruning(LightningModule):
         self.num_mask_samples = num_mask_samples
         # A copy: the default is one object, and its baseline must not pass to the next module.
         self.estimator = copy.deepcopy(estimator)
+        self.estimator.check_mask_samples(num_mask_samples)
         self.probability_bounds = probability_bounds
         self.fill_budget = fill_budget
         self.initialization = initialization

@@ -89,6 +89,83 @@ def test_the_first_step_from_the_first_loss_is_shrunk():
     )
 
 
+@pytest.mark.parametrize("num_mask_samples", [1, 2])
+@pytest.mark.parametrize("estimator", [PlainReinforce, MovingAverageBaseline])
+def test_dividing_by_the_deviation_preconditions_the_gradient(estimator, num_mask_samples):
+    # (m - s) / sqrt(s (1 - s)) is the score times sqrt(s (1 - s)), which no mask changes.
+    options = {"score_scale": "standard_deviation"}
+    if estimator is MovingAverageBaseline:
+        options["start"] = "zero"
+    torch.testing.assert_close(
+        expected_gradient(estimator(**options), num_mask_samples),
+        (S * (1 - S)).sqrt() * exact_gradient(),
+        atol=1e-10,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("num_mask_samples", [2, 3])
+def test_dividing_by_one_sample_less_enlarges_the_gradient(num_mask_samples):
+    # The sum over N_s terms, each of which has the gradient as its expectation.
+    few = MASKS[:, :2].unique(dim=0)
+    losses, s = LOSSES[: len(few)], S[:2]
+    probabilities = BernoulliPolicy(s).log_probability(few).exp().detach()
+    estimator = PlainReinforce(normalization="samples_minus_one")
+    expected = sum(
+        probabilities[list(rows)].prod()
+        * estimator.estimate(losses[list(rows)], few[list(rows)], s)
+        for rows in itertools.product(range(len(few)), repeat=num_mask_samples)
+    )
+    variable = s.clone().requires_grad_()
+    expectation = torch.where(few, variable, 1 - variable).prod(dim=1) @ losses
+    (exact,) = torch.autograd.grad(expectation, variable)
+    factor = num_mask_samples / (num_mask_samples - 1)
+    torch.testing.assert_close(expected, factor * exact, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_the_authors_code_on_average(window):
+    # Updating first shrinks by 1 - 1 / (T N_s), one sample less enlarges by N_s / (N_s - 1): with
+    # T = 1 the two cancel, and the baseline is the mean of the step's own losses without a bias.
+    estimator = with_baseline(
+        5.0,
+        window=window,
+        order="update_then_use",
+        score_scale="standard_deviation",
+        normalization="samples_minus_one",
+    )
+    factor = 2 * (1 - 1 / (2 * window))
+    torch.testing.assert_close(
+        expected_gradient(estimator, 2),
+        factor * (S * (1 - S)).sqrt() * exact_gradient(),
+        atol=1e-10,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("scale", ["variance", "standard_deviation"])
+def test_scores_of_either_scale_are_these(scale):
+    # At s = 0.2 a kept unit has (1 - s) / 0.16 or (1 - s) / 0.4; at a bound there is none.
+    s = torch.tensor([0.2, 0.0, 1.0], dtype=torch.float64)
+    masks = torch.tensor([[True, False, True], [False, False, True]])
+    kept, dropped = PlainReinforce(score_scale=scale), PlainReinforce(score_scale=scale)
+    divisor = {"variance": 0.16, "standard_deviation": 0.4}[scale]
+    assert kept.estimate(torch.tensor([3.0]), masks[:1], s).tolist() == pytest.approx(
+        [3 * 0.8 / divisor, 0, 0]
+    )
+    assert dropped.estimate(torch.tensor([3.0]), masks[1:], s).tolist() == pytest.approx(
+        [-3 * 0.2 / divisor, 0, 0]
+    )
+
+
+def test_one_sample_less_than_one_is_none():
+    estimator = PlainReinforce(normalization="samples_minus_one")
+    PlainReinforce().check_mask_samples(1)
+    estimator.check_mask_samples(2)
+    with pytest.raises(UserError, match=r"at least 2 .* given 1"):
+        estimator.estimate(LOSSES[:1], MASKS[:1], S)
+
+
 def test_a_good_baseline_lowers_the_variance():
     probabilities = BernoulliPolicy(S).log_probability(MASKS).exp().detach()
 

@@ -14,7 +14,7 @@ from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import mask_generator
+from pgprune_lightning.policy import PlainReinforce, mask_generator
 from pgprune_lightning.training import PolicyGradientPruning, environment
 from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import TinyRun
@@ -221,6 +221,13 @@ def test_a_plan_of_other_units_is_refused_before_the_weights_are_loaded(
         ({"keep_ratio": float("nan")}, "keep_ratio"),
         ({"lr": 0.0}, "lr"),
         ({"num_mask_samples": 0}, "num_mask_samples"),
+        (
+            {
+                "num_mask_samples": 1,
+                "estimator": PlainReinforce(normalization="samples_minus_one"),
+            },
+            "at least 2 with the estimator's normalization samples_minus_one, given 1",
+        ),
         ({"lr_factors": {"layer": 1.0}}, "lr_factors"),
         ({"lr_factors": {"mlp_channel": -1.0}}, "lr_factors"),
         ({"base_model": "no/such/model/folder"}, "no folder or file"),

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.estimators.estimator import GradientEstimator, reinforce
+from pgprune_lightning.policy.estimators.estimator import (
+    GradientEstimator,
+    Normalization,
+    ScoreScale,
+)
 
 
 class MovingAverageBaseline(GradientEstimator):
@@ -19,6 +23,10 @@ class MovingAverageBaseline(GradientEstimator):
         window: Length T of the moving average, in steps; 1 is the mean of the last step alone.
         start: What the baseline is before the first step: the first step's mean loss, or 0.
         order: Whether a step uses the baseline before or after its own losses have entered it.
+        score_scale: What m - s is divided by: its `variance` s (1 - s), or its
+            `standard_deviation`; see `GradientEstimator`.
+        normalization: What the sum over N_s samples is divided by: N_s (`samples`) or N_s - 1
+            (`samples_minus_one`); see `GradientEstimator`.
 
     Raises:
         UserError: The window is shorter than one step.
@@ -38,8 +46,10 @@ class MovingAverageBaseline(GradientEstimator):
         window: int = 5,
         start: Literal["first_loss", "zero"] = "first_loss",
         order: Literal["use_then_update", "update_then_use"] = "use_then_update",
+        score_scale: ScoreScale = "variance",
+        normalization: Normalization = "samples",
     ) -> None:
-        super().__init__()
+        super().__init__(score_scale, normalization)
         if window < 1:
             raise UserError(f"The baseline's window is {window} steps. Give 1 or more; 5 is usual.")
         self.window = window
@@ -68,4 +78,4 @@ class MovingAverageBaseline(GradientEstimator):
 
         used = baseline if self.order == "use_then_update" else updated
         self.used_baseline.copy_(used)
-        return reinforce(losses_S - used, masks_SU, keep_probabilities_U)
+        return self._reinforce(losses_S - used, masks_SU, keep_probabilities_U)
