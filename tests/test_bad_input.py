@@ -99,6 +99,7 @@ BEFORE_ANYTHING_IS_READ = {
     "impossible budget": (["--model.protected_layers=[0, 1]"], "protected layers hold 66.7%"),
     "no such layer": (["--model.protected_layers=[3]"], "layer 3 does not exist", "0 to 2"),
     "mixed kinds": (["--model.unit_kinds=[layer, kv_group]"], "use [layer] alone"),
+    "channels": (["--model.channels_per_unit=7"], "does not divide", "24", "is 6 or 8"),
     "family": (["--model.base_model={}/gpt2"], "gpt2", "Llama", "Mistral", "Qwen2"),
     "no model file": (["--model.base_model={}/none.gguf"], "no GGUF file", "none.gguf"),
     "no model folder": (["--model.base_model={}/none"], "no folder or file", "none"),

@@ -22,8 +22,9 @@ TEXT_SOURCE = """path label name split data_files revision field local_copy join
 OPTIONS = {
     "": "config seed_everything run_dir existing_run ckpt_path",
     "wandb.": "mode project name group entity tags",
-    "model.": """base_model keep_ratio unit_kinds budget protected_layers lr lr_factors lr_schedule
-        num_mask_samples estimator probability_bounds fill_budget dtype attention""",
+    "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
+        lr lr_factors lr_schedule num_mask_samples estimator probability_bounds fill_budget
+        dtype attention""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -37,6 +38,7 @@ OPTIONS = {
 
 UNITS = {
     "model.keep_ratio": "(0, 1]",
+    "model.channels_per_unit": "channels",
     "model.lr": "per (nat per token)",
     "model.num_mask_samples": "Masks",
     "model.initialization.num_blocks": "sequences",

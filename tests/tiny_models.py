@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pgprune_lightning.policy import MaskSpace, UnitKind
+    from pgprune_lightning.policy import MaskSpace
 
 VOCABULARY = 97
 NUM_TOKENS = 24
@@ -55,12 +55,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """One row a layout: what differs from the common sizes."""
 
-KINDS: tuple[list[UnitKind], ...] = (
-    ["kv_group", "mlp_channel"],
-    ["kv_group"],
-    ["mlp_channel"],
-    ["layer"],
-)
+KINDS: dict[str, dict[str, Any]] = {
+    "kv_group+mlp_channel": {"unit_kinds": ["kv_group", "mlp_channel"]},
+    "kv_group": {"unit_kinds": ["kv_group"]},
+    "mlp_channel": {"unit_kinds": ["mlp_channel"]},
+    "kv_group+4 mlp_channels": {
+        "unit_kinds": ["kv_group", "mlp_channel"],
+        "channels_per_unit": 4,
+    },
+    "layer": {"unit_kinds": ["layer"]},
+}
+"""One row a choice of units: what `mask_space_of` is given besides the model."""
 
 
 def make_tiny_model(
@@ -109,10 +114,10 @@ def family_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return make_tiny_model(request.param)
 
 
-@pytest.fixture(params=KINDS, ids="+".join)
-def unit_kinds(request: pytest.FixtureRequest) -> list[UnitKind]:
-    """Each choice of unit kinds in turn."""
-    return list(request.param)
+@pytest.fixture(params=KINDS)
+def units(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Each choice of units in turn: `mask_space_of(model, **units)`."""
+    return KINDS[request.param]
 
 
 @pytest.fixture

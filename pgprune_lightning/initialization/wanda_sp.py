@@ -36,7 +36,7 @@ def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
 
     For input j of the output (down) projection, `mean_i |W_ij| * ||X_j||`, where `||X_j||` is the
     root of the squared norm over a sequence's tokens, averaged over sequences. A channel is one
-    input; a KV group sums over the inputs of its heads.
+    input; a KV group sums over the inputs of its heads, a unit of several channels over those.
 
     Args:
         inputs: Model, mask space and calibration batches.
@@ -60,26 +60,24 @@ def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
         (group.layer, group.kind): _projection(layers[group.layer], group.kind)
         for group in inputs.space.groups
     }
-    norms = {key: _InputNorm(linear) for key, (linear, _) in projections.items()}
+    norms = {key: _InputNorm(linear) for key, linear in projections.items()}
     with ExitStack() as stack:
-        for key, (linear, _) in projections.items():
+        for key, linear in projections.items():
             stack.callback(linear.register_forward_pre_hook(norms[key]).remove)
         for batch_BT in inputs.calibration_batches():
             backbone_of(inputs.model)(batch_BT.to(inputs.model.device), use_cache=False)
 
     importance_U = torch.empty(inputs.space.num_units, dtype=torch.float64)
-    for (layer, kind), (linear, width) in projections.items():
+    for (layer, kind), linear in projections.items():
         per_input_I = _importance_of_inputs(linear, norms[layer, kind])
         view = inputs.space.view(importance_U, layer, kind)
-        view.copy_(per_input_I.view(-1, width).sum(1))
+        view.copy_(per_input_I.view(len(view), -1).sum(1))
     return importance_U
 
 
-def _projection(layer: DecoderLayer, kind: str) -> tuple[nn.Linear, int]:
-    """The projection whose inputs are a kind's units, and the inputs of one unit."""
-    if kind == "kv_group":
-        return layer.attention.output, layer.attention.group_width
-    return layer.mlp.down, 1
+def _projection(layer: DecoderLayer, kind: str) -> nn.Linear:
+    """The projection whose inputs are divided among a kind's units."""
+    return layer.attention.output if kind == "kv_group" else layer.mlp.down
 
 
 def _importance_of_inputs(linear: nn.Linear, norm: _InputNorm) -> Tensor:

@@ -53,17 +53,18 @@ class DenseExecution:
                 if not bool(kept.any()):
                     stack.enter_context(_SKIPS[group.kind](layer))
                 elif not bool(kept.all()):
-                    linear, width = _MASKED_INPUTS[group.kind](layer)
-                    stack.enter_context(_multiplied_input(linear, kept.repeat_interleave(width)))
+                    linear = _MASKED_PROJECTIONS[group.kind](layer)
+                    kept_W = kept.repeat_interleave(linear.in_features // group.count)
+                    stack.enter_context(_multiplied_input(linear, kept_W))
             yield self.model
 
 
-def _masked_attention(layer: DecoderLayer) -> tuple[nn.Linear, int]:
-    return layer.attention.output, layer.attention.group_width
+def _attention_output(layer: DecoderLayer) -> nn.Linear:
+    return layer.attention.output
 
 
-def _masked_mlp(layer: DecoderLayer) -> tuple[nn.Linear, int]:
-    return layer.mlp.down, 1
+def _mlp_down(layer: DecoderLayer) -> nn.Linear:
+    return layer.mlp.down
 
 
 @contextmanager
@@ -111,5 +112,5 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             module.__dict__["forward"] = original
 
 
-_MASKED_INPUTS = {"kv_group": _masked_attention, "mlp_channel": _masked_mlp}
+_MASKED_PROJECTIONS = {"kv_group": _attention_output, "mlp_channel": _mlp_down}
 _SKIPS = {"kv_group": _skip_attention, "mlp_channel": _skip_mlp, "layer": _skip_layer}

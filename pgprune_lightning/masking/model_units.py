@@ -12,19 +12,25 @@ from pgprune_lightning.masking.decoder_family import Attention, DecoderLayer, Ml
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
-def mask_space_of(model: PreTrainedModel, unit_kinds: Sequence[UnitKind]) -> MaskSpace:
+def mask_space_of(
+    model: PreTrainedModel, unit_kinds: Sequence[UnitKind], channels_per_unit: int = 1
+) -> MaskSpace:
     """Describe the units of a model that a mask can drop.
 
     Args:
         model: A model of a known family; meta tensors will do.
         unit_kinds: Which kinds, in the order they take in each layer's part of the flat vector.
             `layer` contains the others and therefore stands alone.
+        channels_per_unit: Neighbouring channels of an MLP that stay or go together, as one unit of
+            kind `mlp_channel`.
 
     Returns:
-        The mask space, layer by layer.
+        The mask space, layer by layer. A unit's width is not stored: it is the width of what a
+        group's units share, divided by their number.
 
     Raises:
-        UserError: If no kind is given, one is given twice, or `layer` is mixed with others.
+        UserError: If no kind is given, one is given twice, `layer` is mixed with others, or an
+            MLP's channels do not divide into such units.
     """
     if not unit_kinds or len(set(unit_kinds)) != len(unit_kinds):
         raise UserError(f"unit_kinds: need different kinds, at least one; given {unit_kinds}.")
@@ -33,13 +39,38 @@ def mask_space_of(model: PreTrainedModel, unit_kinds: Sequence[UnitKind]) -> Mas
             "unit_kinds: a layer contains its heads and channels; use [layer] alone, or "
             "kv_group and mlp_channel without it."
         )
-    sizes = [_size(layer, kind) for layer in decoder_layers(model) for kind in unit_kinds]
+    layers = decoder_layers(model)
+    _check_channels_per_unit(channels_per_unit, unit_kinds, layers)
+    bundles = {"mlp_channel": channels_per_unit}
+    sizes = [_size(layer, kind, bundles.get(kind, 1)) for layer in layers for kind in unit_kinds]
     return MaskSpace.build(sizes, total_parameters=_count(model))
 
 
-def _size(layer: DecoderLayer, kind: UnitKind) -> tuple[int, UnitKind, int, int, int]:
+def _check_channels_per_unit(
+    channels: int, unit_kinds: Sequence[UnitKind], layers: Sequence[DecoderLayer]
+) -> None:
+    if channels != 1 and "mlp_channel" not in unit_kinds:
+        raise UserError(
+            f"channels_per_unit: {channels} is given, but mlp_channel is not among unit_kinds "
+            f"{list(unit_kinds)}; leave it at 1, or add mlp_channel."
+        )
+    for width in {layer.mlp.num_channels for layer in layers}:
+        if channels < 1 or width % channels:
+            divisors = [number for number in range(1, width + 1) if width % number == 0]
+            below = [divisor for divisor in divisors if divisor < channels][-1:]
+            above = [divisor for divisor in divisors if divisor > channels][:1]
+            nearest = " or ".join(str(divisor) for divisor in below + above)
+            raise UserError(
+                f"channels_per_unit: {channels} does not divide the MLP's {width} channels; the "
+                f"nearest that does is {nearest}."
+            )
+
+
+def _size(layer: DecoderLayer, kind: UnitKind, bundle: int) -> tuple[int, UnitKind, int, int, int]:
+    """Size of a group whose units are bundles of what is counted."""
     count, total, unit_cost = _COUNTS[kind](layer)
-    return layer.index, kind, count, unit_cost, total - count * unit_cost
+    remnant_cost = total - count * unit_cost
+    return layer.index, kind, count // bundle, unit_cost * bundle, remnant_cost
 
 
 def _kv_groups(layer: DecoderLayer) -> tuple[int, int, int]:

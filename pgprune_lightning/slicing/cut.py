@@ -102,15 +102,16 @@ def _cut_attention_rows(attention: Attention, kept_groups: Tensor) -> None:
     _keep_columns(attention.output, wide_W)
 
 
-def _cut_mlp(layer: DecoderLayer, kept_channels: Tensor) -> None:
+def _cut_mlp(layer: DecoderLayer, kept_units: Tensor) -> None:
     mlp: Mlp = layer.mlp
-    if not bool(kept_channels.any()):
+    if not bool(kept_units.any()):
         _replace(layer.module, mlp.module, NoMlp())
         _replace(layer.module, mlp.norm, nn.Identity())
         return
-    _keep_rows(mlp.gate, kept_channels)
-    _keep_rows(mlp.up, kept_channels)
-    _keep_columns(mlp.down, kept_channels)
+    kept_W = kept_units.repeat_interleave(mlp.num_channels // len(kept_units))
+    _keep_rows(mlp.gate, kept_W)
+    _keep_rows(mlp.up, kept_W)
+    _keep_columns(mlp.down, kept_W)
 
 
 def _keep_rows(linear: nn.Linear, kept_W: Tensor) -> None:

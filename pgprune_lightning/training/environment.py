@@ -36,17 +36,23 @@ class FrozenEnvironment:
     Args:
         source: Where the model lies.
         unit_kinds: What one decision drops.
+        channels_per_unit: Neighbouring MLP channels that one decision drops.
 
     Raises:
-        UserError: If the configuration cannot be read or its family cannot be pruned.
+        UserError: If the configuration cannot be read, its family cannot be pruned, or it has no
+            such units.
     """
 
     space: MaskSpace
     base_model: BaseModel
 
-    def __init__(self, source: ModelSource, unit_kinds: Sequence[UnitKind]) -> None:
+    def __init__(
+        self, source: ModelSource, unit_kinds: Sequence[UnitKind], channels_per_unit: int
+    ) -> None:
         self.source = source
-        self.space = mask_space_of(model_on_meta(load_model_config(source)), unit_kinds)
+        self.space = mask_space_of(
+            model_on_meta(load_model_config(source)), unit_kinds, channels_per_unit
+        )
         self._execution: DenseExecution | None = None
 
     @property

@@ -49,6 +49,8 @@ class PolicyGradientPruning(LightningModule):
         keep_ratio: Share of the budgeted units (or parameters) that stays, in (0, 1].
         unit_kinds: What one decision drops: `kv_group` (a key-value head with its query heads)
             and `mlp_channel`, alone or together, or `layer`.
+        channels_per_unit: Neighbouring channels of an MLP that stay or go together as one
+            `mlp_channel` unit; must divide the MLP's width.
         budget: What the keep ratio is a share of: the units of each kind apart (`per_kind`), of
             each kind in each layer (`per_layer`), all units together (`units`), or the parameters
             of the units (`parameters`).
@@ -77,6 +79,7 @@ class PolicyGradientPruning(LightningModule):
         base_model: str,
         keep_ratio: float,
         unit_kinds: list[UnitKind] = ["kv_group", "mlp_channel"],  # noqa: B006 (read only)
+        channels_per_unit: int = 1,
         budget: BudgetScope = "per_kind",
         protected_layers: list[int] = [],  # noqa: B006 (read only)
         lr: float = 2e-3,
@@ -99,6 +102,7 @@ class PolicyGradientPruning(LightningModule):
         self.source = resolve_model_source(base_model)
         self.keep_ratio = keep_ratio
         self.unit_kinds = unit_kinds
+        self.channels_per_unit = channels_per_unit
         self.budget = budget
         self.protected_layers = protected_layers
         self.lr = lr
@@ -122,7 +126,7 @@ class PolicyGradientPruning(LightningModule):
         del stage
         if hasattr(self, "environment"):
             return
-        self.environment = FrozenEnvironment(self.source, self.unit_kinds)
+        self.environment = FrozenEnvironment(self.source, self.unit_kinds, self.channels_per_unit)
         lower, upper = self.probability_bounds
         self.feasible_set = FeasibleSet(
             self.space,

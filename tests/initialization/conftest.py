@@ -36,8 +36,14 @@ def metric_inputs(
     from pgprune_lightning.initialization.metric import MetricInputs
     from pgprune_lightning.masking import mask_space_of
 
-    def make(unit_kinds: list[UnitKind], batches: list[Tensor], seed: int = 0) -> MetricInputs:
+    def make(
+        unit_kinds: list[UnitKind],
+        batches: list[Tensor],
+        seed: int = 0,
+        channels_per_unit: int = 1,
+    ) -> MetricInputs:
         model = tiny_model("llama_gqa")
-        return MetricInputs(model, mask_space_of(model, unit_kinds), lambda: batches, seed)
+        space = mask_space_of(model, unit_kinds, channels_per_unit)
+        return MetricInputs(model, space, lambda: batches, seed)
 
     return make

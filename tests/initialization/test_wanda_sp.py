@@ -59,6 +59,28 @@ def test_equals_its_definition(metric_inputs: Callable[..., MetricInputs]) -> No
                 assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_unit_of_several_channels_sums_over_them(
+    metric_inputs: Callable[..., MetricInputs],
+) -> None:
+    kinds = ["kv_group", "mlp_channel"]
+    single, bundled = (
+        metric_inputs(kinds, BATCHES, channels_per_unit=channels) for channels in (1, 3)
+    )
+    single_U, bundled_U = wanda_sp_metric(single), wanda_sp_metric(bundled)
+    for layer in range(3):
+        alone, together = (
+            inputs.space.view(metric_U, layer, "mlp_channel")
+            for inputs, metric_U in ((single, single_U), (bundled, bundled_U))
+        )
+        expected = [float(alone[3 * unit : 3 * unit + 3].sum()) for unit in range(8)]
+        assert together.tolist() == pytest.approx(expected, rel=1e-12)
+        heads = [
+            inputs.space.view(metric_U, layer, "kv_group")
+            for inputs, metric_U in ((single, single_U), (bundled, bundled_U))
+        ]
+        assert torch.equal(*heads)
+
+
 def test_leaves_the_model_as_it_was(metric_inputs: Callable[..., MetricInputs]) -> None:
     inputs = metric_inputs(["kv_group", "mlp_channel"], BATCHES)
     first_U = wanda_sp_metric(inputs)

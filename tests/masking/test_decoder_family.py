@@ -8,6 +8,7 @@ Shapes: U units, B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking import DenseExecution, decoder_layers, mask_space_of, token_nll
 from pgprune_lightning.masking.decoder_family import FAMILIES, family_of
 from pgprune_lightning.masking.frozen_model import model_on_meta
-from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.policy import MaskSpace
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import CONFIGS, make_tiny_model, masks_of, random_tokens
 
@@ -58,7 +59,8 @@ def zeroed_copy(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> Pre
             width = heads_per_group * module.self_attn.head_dim
             module.self_attn.o_proj.weight[:, index * width : (index + 1) * width] = 0
         elif kind == "mlp_channel":
-            module.mlp.down_proj.weight[:, index] = 0
+            width = config.intermediate_size // space.group(layer, kind).count
+            module.mlp.down_proj.weight[:, index * width : (index + 1) * width] = 0
         else:
             module.self_attn.o_proj.weight.zero_()
             module.mlp.down_proj.weight.zero_()
@@ -75,10 +77,10 @@ def test_every_family_is_in_the_suite() -> None:
 
 
 def test_all_ones_is_the_untouched_model(
-    family_model: PreTrainedModel, unit_kinds: list[UnitKind]
+    family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
     tokens_BT = random_tokens()
-    space = mask_space_of(family_model, unit_kinds)
+    space = mask_space_of(family_model, **units)
     ones_U = torch.ones(space.num_units, dtype=torch.bool)
     plain, plain_nll = logits_of(family_model, tokens_BT), token_nll(family_model, tokens_BT)
     with DenseExecution(family_model, space).masked(ones_U) as masked:
@@ -86,10 +88,8 @@ def test_all_ones_is_the_untouched_model(
         assert torch.equal(token_nll(masked, tokens_BT), plain_nll)
 
 
-def test_masked_equals_zeroed_weights(
-    family_model: PreTrainedModel, unit_kinds: list[UnitKind]
-) -> None:
-    space = mask_space_of(family_model, unit_kinds)
+def test_masked_equals_zeroed_weights(family_model: PreTrainedModel, units: dict[str, Any]) -> None:
+    space = mask_space_of(family_model, **units)
     for name, mask_U in masks_of(space):
         reference = zeroed_copy(family_model, space, mask_U)
         expected = logits_of(reference, random_tokens())
@@ -103,12 +103,12 @@ def test_masked_equals_zeroed_weights(
 )
 def test_masked_equals_cut(
     family_model: PreTrainedModel,
-    unit_kinds: list[UnitKind],
+    units: dict[str, Any],
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
     model = copy.deepcopy(family_model).to(dtype)
-    space = mask_space_of(model, unit_kinds)
+    space = mask_space_of(model, **units)
     for name, mask_U in masks_of(space):
         cut = cut_model(model, space, mask_U)
         expected = masked_logits(model, space, mask_U)
@@ -116,9 +116,9 @@ def test_masked_equals_cut(
 
 
 def test_kept_parameters_is_what_the_cut_model_has(
-    family_model: PreTrainedModel, unit_kinds: list[UnitKind]
+    family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
-    space = mask_space_of(family_model, unit_kinds)
+    space = mask_space_of(family_model, **units)
     assert space.total_parameters == family_model.num_parameters()
     for name, mask_U in masks_of(space):
         cut = cut_model(family_model, space, mask_U)
@@ -126,17 +126,17 @@ def test_kept_parameters_is_what_the_cut_model_has(
 
 
 def test_units_are_known_before_the_weights(
-    family_model: PreTrainedModel, unit_kinds: list[UnitKind]
+    family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
     shape_only = model_on_meta(family_model.config)
     assert next(shape_only.parameters()).is_meta
-    assert mask_space_of(shape_only, unit_kinds) == mask_space_of(family_model, unit_kinds)
+    assert mask_space_of(shape_only, **units) == mask_space_of(family_model, **units)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_attention_implementations_agree(name: str, unit_kinds: list[UnitKind]) -> None:
+def test_attention_implementations_agree(name: str, units: dict[str, Any]) -> None:
     fused, eager = (make_tiny_model(name, attention) for attention in ("sdpa", "eager"))
-    space = mask_space_of(fused, unit_kinds)
+    space = mask_space_of(fused, **units)
     for mask_name, mask_U in masks_of(space):
         expected = masked_logits(eager, space, mask_U)
         assert_close(masked_logits(fused, space, mask_U), expected, mask_name, FLOAT32_TOLERANCE)

@@ -6,6 +6,7 @@ Shapes: U units, B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +44,9 @@ def emptied_mask(space: MaskSpace, layer: int, kind: UnitKind) -> Tensor:
 
 
 def test_the_model_is_untouched_after_the_block(
-    family_model: PreTrainedModel, unit_kinds: list[UnitKind]
+    family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
-    space = mask_space_of(family_model, unit_kinds)
+    space = mask_space_of(family_model, **units)
     before = token_nll(family_model, random_tokens())
     weights = {name: value.clone() for name, value in family_model.state_dict().items()}
     assert not traces_of_masking(family_model)

@@ -43,6 +43,38 @@ def test_a_whole_layer_is_one_unit(tiny_model: Callable[..., PreTrainedModel]) -
     )
 
 
+def test_neighbouring_channels_are_one_unit(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    model = tiny_model("llama_gqa")
+    single, bundled = (
+        mask_space_of(model, ["kv_group", "mlp_channel"], channels).groups for channels in (1, 8)
+    )
+    assert bundled[:2] == (
+        single[0],
+        UnitGroup(0, "mlp_channel", 2, 24 // 8, 8 * single[1].unit_cost, single[1].remnant_cost),
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        (9, "9 does not divide the MLP's 24 channels; the nearest that does is 8 or 12"),
+        (25, "is 24"),
+        (0, "is 1"),
+        (-4, "is 1"),
+    ],
+)
+def test_channels_that_do_not_divide_are_refused(
+    tiny_model: Callable[..., PreTrainedModel], channels: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=f"channels_per_unit: .*{message}"):
+        mask_space_of(tiny_model("llama_gqa"), ["mlp_channel"], channels)
+
+
+def test_units_of_channels_need_channels(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    with pytest.raises(UserError, match="mlp_channel is not among unit_kinds"):
+        mask_space_of(tiny_model("llama_gqa"), ["kv_group"], 2)
+
+
 @pytest.mark.parametrize(
     ("unit_kinds", "message"),
     [

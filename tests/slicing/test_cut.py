@@ -6,6 +6,7 @@ Shapes: U units, B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,11 +30,9 @@ def cached_logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def test_the_cache_changes_no_logit(
-    family_model: PreTrainedModel, unit_kinds: list[UnitKind]
-) -> None:
+def test_the_cache_changes_no_logit(family_model: PreTrainedModel, units: dict[str, Any]) -> None:
     """Dropped layers and emptied attentions shift places in the cache, by which it counts."""
-    space = mask_space_of(family_model, unit_kinds)
+    space = mask_space_of(family_model, **units)
     tokens_BT = random_tokens(tokens=20)
     for name, mask_U in masks_of(space):
         cut = cut_model(family_model, space, mask_U)
@@ -65,10 +64,10 @@ def test_generates_the_same_tokens_with_and_without_a_cache(
 
 
 def test_the_dense_model_is_not_changed(
-    family_model: PreTrainedModel, unit_kinds: list[UnitKind]
+    family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
     before = {name: value.clone() for name, value in family_model.named_parameters()}
-    space = mask_space_of(family_model, unit_kinds)
+    space = mask_space_of(family_model, **units)
     cut = cut_model(family_model, space, torch.zeros(space.num_units, dtype=torch.bool))
     for parameter in cut.parameters():
         parameter.zero_()

@@ -127,6 +127,13 @@ def test_training_ends_on_the_feasible_set(tiny_run: TinyRun, budget: str) -> No
     assert module.feasible_set.contains(probabilities(module))
 
 
+def test_units_of_several_channels_are_learned(tiny_run: TinyRun) -> None:
+    module = tiny_run.module(channels_per_unit=8)
+    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
+    assert module.space.group(0, "mlp_channel").count == 24 // 8
+    assert module.feasible_set.contains(probabilities(module))
+
+
 def test_a_cosine_schedule_ends_at_zero_and_resumes(tiny_run: TinyRun) -> None:
     def fit(last_step: int, ckpt_path: Path | None = None) -> tuple[Any, list[float]]:
         class Recorder(Callback):
