@@ -63,6 +63,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "unit_kinds": ["kv_group", "mlp_channel"],
         "channels_per_unit": 4,
     },
+    "attention+mlp": {"unit_kinds": ["attention", "mlp"]},
+    "attention": {"unit_kinds": ["attention"]},
+    "mlp": {"unit_kinds": ["mlp"]},
     "layer": {"unit_kinds": ["layer"]},
 }
 """One row a choice of units: what `mask_space_of` is given besides the model."""
@@ -101,8 +104,8 @@ def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
     for draw in range(2):
         yield f"random {draw}", torch.rand(space.num_units, generator=generator) < 0.5
     for group in space.groups:
-        # A layer is a group of one unit, and the others stay.
-        keep_ratio = 1.0 if group.kind == "layer" else 0.7
+        # A layer or sub-layer is a group of one unit, and the others stay.
+        keep_ratio = 1.0 if group.count == 1 else 0.7
         mask_U = torch.rand(space.num_units, generator=generator) < keep_ratio
         mask_U[group.start : group.end] = False
         yield f"no {group.kind} in layer {group.layer}", mask_U

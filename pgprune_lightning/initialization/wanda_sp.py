@@ -45,15 +45,16 @@ def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
         Importance, (U,), float64, CPU; raw: comparable within one layer and kind only.
 
     Raises:
-        UserError: If the mask space has whole layers, for which Wanda-sp has no score.
+        UserError: If the mask space has whole sub-layers or layers, which have no score.
 
     Source: Sun et al. 2023 (Wanda), An et al. 2023 (FLAP), where the structured variant is defined.
     Differs: Heads that share a key-value head are summed, as they stay or go together.
     """
-    if "layer" in inputs.space.kinds:
+    whole = [kind for kind in inputs.space.kinds if kind not in ("kv_group", "mlp_channel")]
+    if whole:
         raise UserError(
-            "initialization.metric: wanda_sp scores heads and channels, not whole layers; "
-            "use random for unit_kinds [layer]."
+            "initialization.metric: wanda_sp scores heads and channels, not whole layers or "
+            f"sub-layers; use random for unit_kinds [{', '.join(whole)}]."
         )
     layers = decoder_layers(inputs.model)
     projections = {

@@ -113,4 +113,10 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 
 
 _MASKED_PROJECTIONS = {"kv_group": _attention_output, "mlp_channel": _mlp_down}
-_SKIPS = {"kv_group": _skip_attention, "mlp_channel": _skip_mlp, "layer": _skip_layer}
+_SKIPS = {
+    "kv_group": _skip_attention,
+    "mlp_channel": _skip_mlp,
+    "attention": _skip_attention,
+    "mlp": _skip_mlp,
+    "layer": _skip_layer,
+}

@@ -20,7 +20,8 @@ def mask_space_of(
     Args:
         model: A model of a known family; meta tensors will do.
         unit_kinds: Which kinds, in the order they take in each layer's part of the flat vector.
-            `layer` contains the others and therefore stands alone.
+            Units must not contain one another: `kv_group` and `mlp_channel`, `attention` and `mlp`
+            (whole sub-layers with their norms), either of a pair, or `layer`.
         channels_per_unit: Neighbouring channels of an MLP that stay or go together, as one unit of
             kind `mlp_channel`.
 
@@ -29,15 +30,15 @@ def mask_space_of(
         group's units share, divided by their number.
 
     Raises:
-        UserError: If no kind is given, one is given twice, `layer` is mixed with others, or an
-            MLP's channels do not divide into such units.
+        UserError: If no kind is given, one is given twice, kinds of different sizes are mixed, or
+            an MLP's channels do not divide into such units.
     """
     if not unit_kinds or len(set(unit_kinds)) != len(unit_kinds):
         raise UserError(f"unit_kinds: need different kinds, at least one; given {unit_kinds}.")
-    if "layer" in unit_kinds and len(unit_kinds) > 1:
+    if not any(set(unit_kinds) <= together for together in _COMBINATIONS):
         raise UserError(
-            "unit_kinds: a layer contains its heads and channels; use [layer] alone, or "
-            "kv_group and mlp_channel without it."
+            f"unit_kinds: {list(unit_kinds)} mixes units with what they are parts of; use [layer] "
+            "alone, attention and mlp, or kv_group and mlp_channel, each pair or one of it."
         )
     layers = decoder_layers(model)
     _check_channels_per_unit(channels_per_unit, unit_kinds, layers)
@@ -85,12 +86,30 @@ def _mlp_channels(layer: DecoderLayer) -> tuple[int, int, int]:
     return mlp.num_channels, total, _mlp_channel_cost(mlp)
 
 
+def _whole_attention(layer: DecoderLayer) -> tuple[int, int, int]:
+    total = _count(layer.attention.module) + _count(layer.attention.norm)
+    return 1, total, total
+
+
+def _whole_mlp(layer: DecoderLayer) -> tuple[int, int, int]:
+    total = _count(layer.mlp.module) + _count(layer.mlp.norm)
+    return 1, total, total
+
+
 def _whole_layer(layer: DecoderLayer) -> tuple[int, int, int]:
     total = _count(layer.module)
     return 1, total, total
 
 
-_COUNTS = {"kv_group": _kv_groups, "mlp_channel": _mlp_channels, "layer": _whole_layer}
+_COUNTS = {
+    "kv_group": _kv_groups,
+    "mlp_channel": _mlp_channels,
+    "attention": _whole_attention,
+    "mlp": _whole_mlp,
+    "layer": _whole_layer,
+}
+_COMBINATIONS = ({"kv_group", "mlp_channel"}, {"attention", "mlp"}, {"layer"})
+"""Kinds that may be chosen together: no unit of one is a part of another's."""
 
 
 def _kv_group_cost(attention: Attention) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 
-UnitKind = Literal["kv_group", "mlp_channel", "layer"]
+UnitKind = Literal["kv_group", "mlp_channel", "attention", "mlp", "layer"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pgprune_lightning.policy import MaskSpace
 
 
 class NoAttention(nn.Module):
-    """Stands where all KV groups of a layer were cut: adds nothing to the residual stream.
+    """Stands where the attention of a layer was cut: adds nothing to the residual stream.
 
     Args:
         layer_idx: Index of the layer, by which it finds its place in the key-value cache.
@@ -47,7 +47,7 @@ class NoAttention(nn.Module):
 
 
 class NoMlp(nn.Module):
-    """Stands where all channels of a layer were cut: adds nothing to the residual stream."""
+    """Stands where the MLP of a layer was cut: adds nothing to the residual stream."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return zeros in the place of the MLP's output."""
@@ -78,19 +78,31 @@ def cut_model(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTr
             _cut_attention(layer, kept["kv_group"])
         if "mlp_channel" in kept:
             _cut_mlp(layer, kept["mlp_channel"])
+        if "attention" in kept and not bool(kept["attention"].any()):
+            _remove_attention(layer)
+        if "mlp" in kept and not bool(kept["mlp"].any()):
+            _remove_mlp(layer)
         if "layer" not in kept or bool(kept["layer"].all()):
             kept_layers.append(layer)
     _keep_layers(cut, kept_layers)
     return cut
 
 
+def _remove_attention(layer: DecoderLayer) -> None:
+    _replace(layer.module, layer.attention.module, NoAttention(layer.index))
+    _replace(layer.module, layer.attention.norm, nn.Identity())
+
+
+def _remove_mlp(layer: DecoderLayer) -> None:
+    _replace(layer.module, layer.mlp.module, NoMlp())
+    _replace(layer.module, layer.mlp.norm, nn.Identity())
+
+
 def _cut_attention(layer: DecoderLayer, kept_groups: Tensor) -> None:
-    attention = layer.attention
-    if not bool(kept_groups.any()):
-        _replace(layer.module, attention.module, NoAttention(layer.index))
-        _replace(layer.module, attention.norm, nn.Identity())
-        return
-    _cut_attention_rows(attention, kept_groups)
+    if bool(kept_groups.any()):
+        _cut_attention_rows(layer.attention, kept_groups)
+    else:
+        _remove_attention(layer)
 
 
 def _cut_attention_rows(attention: Attention, kept_groups: Tensor) -> None:
@@ -105,8 +117,7 @@ def _cut_attention_rows(attention: Attention, kept_groups: Tensor) -> None:
 def _cut_mlp(layer: DecoderLayer, kept_units: Tensor) -> None:
     mlp: Mlp = layer.mlp
     if not bool(kept_units.any()):
-        _replace(layer.module, mlp.module, NoMlp())
-        _replace(layer.module, mlp.norm, nn.Identity())
+        _remove_mlp(layer)
         return
     kept_W = kept_units.repeat_interleave(mlp.num_channels // len(kept_units))
     _keep_rows(mlp.gate, kept_W)

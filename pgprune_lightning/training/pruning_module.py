@@ -48,7 +48,8 @@ class PolicyGradientPruning(LightningModule):
             format, a `.gguf` file, or `package:DISTRIBUTION/FILE.gguf` from an installed package.
         keep_ratio: Share of the budgeted units (or parameters) that stays, in (0, 1].
         unit_kinds: What one decision drops: `kv_group` (a key-value head with its query heads)
-            and `mlp_channel`, alone or together, or `layer`.
+            and `mlp_channel`, or whole sub-layers, `attention` and `mlp`, each pair or one of it;
+            or `layer`.
         channels_per_unit: Neighbouring channels of an MLP that stay or go together as one
             `mlp_channel` unit; must divide the MLP's width.
         budget: What the keep ratio is a share of: the units of each kind apart (`per_kind`), of

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
+from pgprune_lightning.policy import UnitKind
 from tests.tiny_models import random_tokens
 
 # Unequal batches: a mean over batches is not a mean over sequences.
@@ -97,9 +98,12 @@ def test_removes_its_hooks_when_a_batch_fails(metric_inputs: Callable[..., Metri
     assert not any(module._forward_pre_hooks for module in inputs.model.modules())
 
 
-def test_layers_have_no_score(metric_inputs: Callable[..., MetricInputs]) -> None:
-    with pytest.raises(UserError, match=r"not whole layers; use random"):
-        wanda_sp_metric(metric_inputs(["layer"], BATCHES))
+@pytest.mark.parametrize("kind", ["attention", "mlp", "layer"])
+def test_whole_layers_have_no_score(
+    metric_inputs: Callable[..., MetricInputs], kind: UnitKind
+) -> None:
+    with pytest.raises(UserError, match=rf"not whole layers.*use random for unit_kinds \[{kind}\]"):
+        wanda_sp_metric(metric_inputs([kind], BATCHES))
 
 
 def test_no_calibration_data(metric_inputs: Callable[..., MetricInputs]) -> None:

@@ -61,8 +61,9 @@ def zeroed_copy(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> Pre
         elif kind == "mlp_channel":
             width = config.intermediate_size // space.group(layer, kind).count
             module.mlp.down_proj.weight[:, index * width : (index + 1) * width] = 0
-        else:
+        if kind in ("attention", "layer"):
             module.self_attn.o_proj.weight.zero_()
+        if kind in ("mlp", "layer"):
             module.mlp.down_proj.weight.zero_()
     for module in reference.model.layers:
         for projection in (module.self_attn.o_proj, module.mlp.down_proj):

@@ -43,6 +43,26 @@ def test_a_whole_layer_is_one_unit(tiny_model: Callable[..., PreTrainedModel]) -
     )
 
 
+def test_a_whole_sub_layer_is_one_unit_with_its_norm(
+    tiny_model: Callable[..., PreTrainedModel],
+) -> None:
+    model = tiny_model("qwen3")
+    space = mask_space_of(model, ["attention", "mlp"])
+    layer = model.model.layers[0]
+    attention, mlp = (
+        sum(p.numel() for module in modules for p in module.parameters())
+        for modules in (
+            (layer.self_attn, layer.input_layernorm),
+            (layer.mlp, layer.post_attention_layernorm),
+        )
+    )
+    assert space.groups[:3] == (
+        UnitGroup(0, "attention", 0, 1, attention, 0),
+        UnitGroup(0, "mlp", 1, 1, mlp, 0),
+        UnitGroup(1, "attention", 2, 1, attention, 0),
+    )
+
+
 def test_neighbouring_channels_are_one_unit(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("llama_gqa")
     single, bundled = (
@@ -80,7 +100,10 @@ def test_units_of_channels_need_channels(tiny_model: Callable[..., PreTrainedMod
     [
         ([], "at least one"),
         (["kv_group", "kv_group"], "different kinds"),
-        (["layer", "mlp_channel"], "contains its heads and channels"),
+        (["layer", "mlp_channel"], "parts of; use"),
+        (["layer", "attention"], "parts of; use"),
+        (["attention", "kv_group"], "parts of; use"),
+        (["attention", "mlp_channel"], "parts of; use"),
     ],
 )
 def test_impossible_kinds_are_refused(

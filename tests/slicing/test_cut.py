@@ -41,7 +41,7 @@ def test_the_cache_changes_no_logit(family_model: PreTrainedModel, units: dict[s
         assert torch.allclose(cached_logits(cut, tokens_BT), expected, atol=1e-4), name
 
 
-@pytest.mark.parametrize("unit_kind", ["kv_group", "layer"])
+@pytest.mark.parametrize("unit_kind", ["kv_group", "attention", "layer"])
 def test_generates_the_same_tokens_with_and_without_a_cache(
     family_model: PreTrainedModel, unit_kind: UnitKind
 ) -> None:

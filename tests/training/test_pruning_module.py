@@ -134,6 +134,15 @@ def test_units_of_several_channels_are_learned(tiny_run: TinyRun) -> None:
     assert module.feasible_set.contains(probabilities(module))
 
 
+@pytest.mark.parametrize("kinds", [["attention", "mlp"], ["layer"]])
+def test_whole_layers_and_sub_layers_are_learned(tiny_run: TinyRun, kinds: list[Any]) -> None:
+    start = Initialization(metric="random")
+    module = tiny_run.module(unit_kinds=kinds, keep_ratio=0.7, initialization=start)
+    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
+    assert module.feasible_set.contains(probabilities(module))
+    assert module.space.kept_by_kind(module.current_mask()) == dict.fromkeys(kinds, 2)
+
+
 def test_a_cosine_schedule_ends_at_zero_and_resumes(tiny_run: TinyRun) -> None:
     def fit(last_step: int, ckpt_path: Path | None = None) -> tuple[Any, list[float]]:
         class Recorder(Callback):
