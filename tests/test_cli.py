@@ -23,7 +23,7 @@ OPTIONS = {
     "": "config seed_everything run_dir existing_run ckpt_path",
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
-        lr lr_factors lr_schedule num_mask_samples estimator probability_bounds fill_budget
+        lr lr_factors lr_schedule num_mask_samples loss estimator probability_bounds fill_budget
         dtype attention""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan""",
@@ -41,6 +41,7 @@ UNITS = {
     "model.channels_per_unit": "channels",
     "model.lr": "per (nat per token)",
     "model.num_mask_samples": "Masks",
+    "model.loss": "nats per token",
     "model.initialization.num_blocks": "sequences",
     "data.block_length": "tokens",
     "data.evaluation_block_length": "tokens",

@@ -1,11 +1,11 @@
 """The environment that the policy acts on: a frozen language model that answers a mask with a loss.
 
-Shapes: U units, B sequences, T tokens.
+Shapes: U units, B sequences, T tokens, N tokens of a batch, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -22,7 +22,7 @@ from pgprune_lightning.masking.frozen_model import (
 )
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.masking.model_units import mask_space_of
-from pgprune_lightning.masking.token_loss import token_nll
+from pgprune_lightning.masking.token_loss import predicting_states, token_kl, token_nll
 from pgprune_lightning.plan import BaseModel
 from pgprune_lightning.policy import MaskSpace, UnitKind
 
@@ -106,6 +106,23 @@ class FrozenEnvironment:
             return token_nll(self.model, batch_BT)
         with self.masked(mask_U) as model:
             return token_nll(model, batch_BT)
+
+    def divergence_from_dense(self, batch_BT: Tensor) -> Callable[[Tensor], Tensor]:
+        """Run the dense model on a batch, once, to compare masked models with it.
+
+        Args:
+            batch_BT: Token ids, (B, T), int64.
+
+        Returns:
+            Maps a mask, (U,), bool, to KL(dense || masked) in nats per token, (B, T - 1), float32.
+        """
+        dense_NH = predicting_states(self.model, batch_BT)
+
+        def divergence(mask_U: Tensor) -> Tensor:
+            with self.masked(mask_U) as model:
+                return token_kl(model, batch_BT, dense_NH)
+
+        return divergence
 
     def _loaded(self) -> DenseExecution:
         assert self._execution is not None, "the weights are not loaded"

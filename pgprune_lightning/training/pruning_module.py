@@ -5,8 +5,9 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,10 @@ class PolicyGradientPruning(LightningModule):
         lr_schedule: `constant`, as the paper, or `cosine`: from `lr` down to 0 at
             `trainer.max_steps`, as the authors' published code.
         num_mask_samples: Masks drawn in each step on each rank (N_s); one forward pass each.
+        loss: What a mask is judged by in training, in nats per token: the `cross_entropy` of the
+            text, as the paper, or `kl_to_dense`, the divergence KL(dense || masked) of the
+            next-token distributions, with one dense forward pass more a step. Validation measures
+            perplexity either way.
         estimator: How losses become a gradient, with its baseline.
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
             where a unit that reaches either is never reconsidered.
@@ -87,6 +92,7 @@ class PolicyGradientPruning(LightningModule):
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
+        loss: Literal["cross_entropy", "kl_to_dense"] = "cross_entropy",
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
         fill_budget: bool = False,
@@ -110,6 +116,7 @@ class PolicyGradientPruning(LightningModule):
         self.lr_factors = lr_factors or {}
         self.lr_schedule = lr_schedule
         self.num_mask_samples = num_mask_samples
+        self.loss = loss
         # A copy: the default is one object, and its baseline must not pass to the next module.
         self.estimator = copy.deepcopy(estimator)
         self.estimator.check_mask_samples(num_mask_samples)
@@ -219,10 +226,8 @@ class PolicyGradientPruning(LightningModule):
         del batch_idx
         generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
         masks_SU = self.policy.sample(self.num_mask_samples, generator)
-        losses_S = torch.stack(
-            [self.environment.token_nll(batch, mask_U).mean() for mask_U in masks_SU]
-        )
-        losses_S = losses_S.double()
+        token_losses = self._token_losses(batch)
+        losses_S = torch.stack([token_losses(mask_U).mean() for mask_U in masks_SU]).double()
         self._check_losses(losses_S)
 
         probabilities_U = self.policy.keep_probabilities
@@ -242,6 +247,12 @@ class PolicyGradientPruning(LightningModule):
             "baseline": self.estimator.used_baseline.clone(),
             "gradient_norm": probabilities_U.grad.norm(),
         }
+
+    def _token_losses(self, batch_BT: Tensor) -> Callable[[Tensor], Tensor]:
+        """What maps a mask to its token losses on this batch."""
+        if self.loss == "kl_to_dense":
+            return self.environment.divergence_from_dense(batch_BT)
+        return partial(self.environment.token_nll, batch_BT)
 
     def _check_losses(self, losses_S: Tensor) -> None:
         if bool(losses_S.isfinite().all()):

@@ -6,12 +6,15 @@ Shapes: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import token_loss, token_nll
+from pgprune_lightning.masking import DenseExecution, mask_space_of, token_loss, token_nll
+from pgprune_lightning.masking.token_loss import predicting_states, token_kl
 from tests.tiny_models import NUM_TOKENS, VOCABULARY, random_tokens
 
 
@@ -69,3 +72,61 @@ def test_no_gradient_is_recorded(tiny_model: Callable[..., PreTrainedModel]) -> 
     with torch.enable_grad():
         assert not token_nll(model, random_tokens()).requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def half_masked(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
+    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
+    return DenseExecution(model, space).masked(mask_U)
+
+
+def test_divergence_is_that_of_all_logits(family_model: PreTrainedModel) -> None:
+    tokens_BT = random_tokens(rows=3)
+    with torch.no_grad():
+        dense_BTV = family_model(tokens_BT).logits[:, :-1].log_softmax(-1)
+        dense_NH = predicting_states(family_model, tokens_BT)
+        with half_masked(family_model) as masked:
+            masked_BTV = masked(tokens_BT).logits[:, :-1].log_softmax(-1)
+            kl_BT = token_kl(masked, tokens_BT, dense_NH)
+    by_definition = (dense_BTV.exp() * (dense_BTV - masked_BTV)).sum(-1)
+    torch.testing.assert_close(kl_BT, by_definition, rtol=0, atol=1e-5)
+    mean = F.kl_div(
+        masked_BTV.flatten(0, 1), dense_BTV.flatten(0, 1), reduction="batchmean", log_target=True
+    )
+    torch.testing.assert_close(kl_BT.mean(), mean, rtol=0, atol=1e-6)
+    assert kl_BT.shape == (3, NUM_TOKENS - 1)
+    # The other direction is another number: the test would see the two exchanged.
+    reverse = (masked_BTV.exp() * (masked_BTV - dense_BTV)).sum(-1)
+    assert (kl_BT - reverse).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dense_model_does_not_diverge_from_itself(
+    tiny_model: Callable[..., PreTrainedModel], dtype: torch.dtype
+) -> None:
+    model, tokens_BT = tiny_model("llama_gqa").to(dtype), random_tokens()
+    kl_BT = token_kl(model, tokens_BT, predicting_states(model, tokens_BT))
+    assert kl_BT.dtype == torch.float32
+    assert not kl_BT.any()
+
+
+@pytest.mark.parametrize("tokens_per_chunk", [0, 1, 7, 1000])
+def test_chunks_of_the_divergence_hold_the_logits_of_both_models(
+    tiny_model: Callable[..., PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    tokens_per_chunk: int,
+) -> None:
+    model, tokens_BT = tiny_model("llama_gqa"), random_tokens()
+    dense_NH = predicting_states(model, tokens_BT)
+    with half_masked(model) as masked:
+        expected = token_kl(masked, tokens_BT, dense_NH)
+        sizes: list[int] = []
+        model.lm_head.register_forward_hook(
+            lambda _module, _arguments, logits: sizes.append(logits.numel() // VOCABULARY)
+        )
+        monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", tokens_per_chunk * VOCABULARY)
+        torch.testing.assert_close(
+            token_kl(masked, tokens_BT, dense_NH), expected, rtol=0, atol=1e-6
+        )
+    assert 2 * max(sizes) <= max(2, tokens_per_chunk)
+    assert sum(sizes) == 2 * 2 * (NUM_TOKENS - 1)

@@ -143,6 +143,41 @@ def test_whole_layers_and_sub_layers_are_learned(tiny_run: TinyRun, kinds: list[
     assert module.space.kept_by_kind(module.current_mask()) == dict.fromkeys(kinds, 2)
 
 
+def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> None:
+    """One dense forward a step, whatever the number of masks; the losses are the divergences."""
+    steps: list[dict[str, Any]] = []
+    forwards: list[None] = []
+
+    class Recorder(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            if not steps:
+                backbone = module.environment.model.model
+                backbone.register_forward_hook(lambda *_: forwards.append(None))
+
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            steps.append({"losses": outputs["losses"], "batch": batch})
+
+    module = tiny_run.module(loss="kl_to_dense", num_mask_samples=3)
+    trainer = tiny_run.trainer([Recorder()], max_steps=2, val_check_interval=2)
+    start = tiny_run.module()
+    tiny_run.trainer(max_steps=0).fit(start, datamodule=tiny_run.datamodule())
+    trainer.fit(module, datamodule=tiny_run.datamodule(), ckpt_path=None)
+    validations = len(trainer.val_dataloaders)
+    assert len(forwards) == 2 * (1 + 3) + validations
+
+    masks_SU = start.policy.sample(3, mask_generator(start.seed, 0, rank=0))
+    batch_BT, environment = steps[0]["batch"], module.environment
+    dense_BTV = environment.model(batch_BT).logits[:, :-1].log_softmax(-1)
+    for mask_U, loss in zip(masks_SU, steps[0]["losses"], strict=True):
+        with environment.masked(mask_U) as model, torch.no_grad():
+            masked_BTV = model(batch_BT).logits[:, :-1].log_softmax(-1)
+        expected = (dense_BTV.exp() * (dense_BTV - masked_BTV)).sum(-1).mean()
+        assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    assert not torch.equal(probabilities(module), probabilities(tiny_run.fit(max_steps=2)))
+
+
 def test_a_cosine_schedule_ends_at_zero_and_resumes(tiny_run: TinyRun) -> None:
     def fit(last_step: int, ckpt_path: Path | None = None) -> tuple[Any, list[float]]:
         class Recorder(Callback):
