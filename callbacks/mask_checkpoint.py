@@ -18,7 +18,8 @@ class MaskCheckpoint(Callback):
 
     `initial` is the untrained mask, `last` the one just validated, `best` the one with the lowest
     validation perplexity so far, the untrained one included: a run never returns a worse mask than
-    it started from.
+    it started from. While the keep ratio still falls to its target, masks keep more than they may
+    in the end; they are saved as `last` and never count as best.
 
     Args:
         run_dir: The run's folder.
@@ -52,7 +53,8 @@ class MaskCheckpoint(Callback):
         if is_first:
             self._save(trainer, plan, "initial")
         # The first counts as best even when its perplexity is not a number.
-        if is_first or perplexity < self.best_perplexity or math.isnan(self.best_perplexity):
+        counts = plan.budget == pl_module.target_budget
+        if is_first or (counts and self._is_better(perplexity)):
             self.best_perplexity, self.best_step = perplexity, trainer.global_step
             self._save(trainer, plan, "best")
         self._save(trainer, plan, "last")
@@ -75,11 +77,14 @@ class MaskCheckpoint(Callback):
         best = PruningPlan.load(self.plans / "best")
         perplexity = best.validation.get("perplexity")
         same_task = (
-            best.budget == pl_module.current_plan().budget
+            best.budget == pl_module.target_budget
             and best.base_model.fingerprint == pl_module.environment.base_model.fingerprint
         )
         if same_task and perplexity is not None and perplexity < self.best_perplexity:
             self.best_perplexity, self.best_step = perplexity, best.step
+
+    def _is_better(self, perplexity: float) -> bool:
+        return perplexity < self.best_perplexity or math.isnan(self.best_perplexity)
 
     def _save(self, trainer: Trainer, plan: PruningPlan, name: str) -> None:
         if trainer.is_global_zero:

@@ -90,6 +90,11 @@ BEFORE_ANYTHING_IS_READ = {
     "no mask": (["--model.num_mask_samples=0"], "num_mask_samples: must be at least 1"),
     "slope 0": (["--model.initialization.slope=0"], "initialization.slope: must be above 0"),
     "window 0": (["--model.estimator.init_args.window=0"], "window", "Give 1 or more"),
+    "progressive": (["--model.progressive={{start: 0.5}}"], "start: 0.5 is not above", "0.6"),
+    "stage of no step": (
+        ["--model.progressive={{steps_per_stage: 0}}"],
+        "steps_per_stage: must be at least 1",
+    ),
     "seed -1": (["--seed_everything=-1"], "seed_everything", "from 0", "given -1"),
     "block length 1": (["--data.block_length=1"], "block_length must be at least 2, not 1"),
     "part": (["--data.train.part=[0.5, 0.1]"], "train: part must be [from, to]"),
@@ -127,6 +132,11 @@ BEFORE_THE_MODEL_IS_LOADED = {
         ["--model.initialization.num_blocks=10000"],
         "initialization.num_blocks: 10000 blocks are wanted",
         "has only 100",
+    ),
+    "never at the target": (
+        ["--model.progressive.start=0.9", "--model.progressive.steps_per_stage=10"],
+        "reached after 60 steps",
+        "trainer.max_steps is 6",
     ),
     "clipping": (["--trainer.gradient_clip_val=1"], "gradient_clip_val"),
     "unmeasured start": (["--trainer.num_sanity_val_steps=0"], "trainer.num_sanity_val_steps"),

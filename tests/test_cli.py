@@ -24,7 +24,7 @@ OPTIONS = {
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_factors lr_schedule num_mask_samples loss estimator probability_bounds fill_budget
-        dtype attention""",
+        progressive dtype attention""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -116,6 +116,24 @@ def test_the_later_config_wins_and_the_rest_stays(tiny_command: TinyCommand) -> 
     assert config["model"]["num_mask_samples"] == 3
     assert config["wandb"]["mode"] == "offline"
     assert not tiny_command.run_dir.exists()
+
+
+def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:
+    assert yaml.safe_load(tiny_command("fit", "--print_config").out)["model"]["progressive"] is None
+    run = tiny_command(
+        "fit",
+        "--model.progressive.start=0.9",
+        "--model.progressive.step=0.15",
+        "--model.progressive.steps_per_stage=2",
+    )
+    assert run.status == 0, run.err
+    config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
+    assert config["model"]["progressive"] == {"start": 0.9, "step": 0.15, "steps_per_stage": 2}
+    ratios = {
+        name: _plan(tiny_command.run_dir, name)["budget"]["keep_ratio"]
+        for name in ("initial", "best", "last")
+    }
+    assert ratios == dict.fromkeys(ratios, 0.6)
 
 
 def test_a_fit_leaves_plans_metrics_config_checkpoint_and_summary(

@@ -33,6 +33,7 @@ from pgprune_lightning.policy import (
     UnitKind,
     mask_generator,
 )
+from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment
 
@@ -73,6 +74,9 @@ class PolicyGradientPruning(LightningModule):
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
             where a unit that reaches either is never reconsidered.
         fill_budget: Hold the expected kept cost at the budget instead of at most there.
+        progressive: Let the keep ratio fall to `keep_ratio` by stages (paper, A.12) instead of
+            holding it from the start. Validation measures masks of the stage's budget, but of the
+            untrained policy that of `keep_ratio`; `validate` and `test` always do.
         initialization: How the first probabilities are found.
         dtype: Type of the frozen weights: `bfloat16`, `float16`, `float32`, or `auto` (bfloat16
             where the device computes in it natively). The policy is always float64.
@@ -96,6 +100,7 @@ class PolicyGradientPruning(LightningModule):
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
         fill_budget: bool = False,
+        progressive: Progressive | None = None,
         initialization: Initialization = Initialization(),  # noqa: B008 (frozen)
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         attention: str = "sdpa",
@@ -122,6 +127,7 @@ class PolicyGradientPruning(LightningModule):
         self.estimator.check_mask_samples(num_mask_samples)
         self.probability_bounds = probability_bounds
         self.fill_budget = fill_budget
+        self.progressive = progressive
         self.initialization = initialization
         self.model_dtype = dtype
         self.attention = attention
@@ -136,9 +142,10 @@ class PolicyGradientPruning(LightningModule):
             return
         self.environment = FrozenEnvironment(self.source, self.unit_kinds, self.channels_per_unit)
         lower, upper = self.probability_bounds
-        self.feasible_set = FeasibleSet(
+        self.budgets = BudgetSchedule(
             self.space,
             self.keep_ratio,
+            self.progressive,
             scope=self.budget,
             protected_layers=self.protected_layers,
             lower=lower,
@@ -157,6 +164,11 @@ class PolicyGradientPruning(LightningModule):
         """The units, known after `setup`."""
         return self.environment.space
 
+    @property
+    def feasible_set(self) -> FeasibleSet:
+        """What the policy must lie in at this step, known after `setup`."""
+        return self.budgets.at(self.global_step).feasible_set
+
     def configure_model(self) -> None:
         """Load and freeze the model; on a fresh start, initialise the policy with its help."""
         if self.environment.is_loaded:
@@ -169,7 +181,9 @@ class PolicyGradientPruning(LightningModule):
                 self.policy.keep_probabilities.copy_(self._start_probabilities())
 
     def _check_before_loading(self) -> None:
-        """Refuse a wrong checkpoint, or too little calibration text, while that is cheap."""
+        """Refuse a wrong checkpoint, too few steps or too little text, while that is cheap."""
+        if self.trainer.state.fn == "fit":
+            self.budgets.check_length(self.trainer.max_steps)
         if self.trainer.ckpt_path is not None:
             check_checkpoint(self.trainer.ckpt_path, self.space.num_units)
         elif self.start_plan is None and self.initialization.metric != "random":
@@ -204,13 +218,17 @@ class PolicyGradientPruning(LightningModule):
     def configure_optimizers(self) -> tuple[list[ProjectedSGD], list[CosineAnnealingLR]]:
         """Projected SGD on the keep-probabilities (eqs. 6 and 7), with the schedule of its step."""
         parameters = [self.policy.keep_probabilities]
-        optimizer = ProjectedSGD(parameters, lr=self.lr, projection=self.feasible_set.project)
+        optimizer = ProjectedSGD(parameters, lr=self.lr, projection=self._project_step)
         if self.lr_schedule == "constant":
             return [optimizer], []
         steps = self.trainer.max_steps
         if steps < 1:
             raise UserError("lr_schedule: cosine ends at trainer.max_steps, which is not set.")
         return [optimizer], [CosineAnnealingLR(optimizer, T_max=steps)]
+
+    def _project_step(self, z_U: Tensor) -> Tensor:
+        # Onto the budget of the step that comes: this one is counted only when it is done.
+        return self.budgets.at(self.global_step + 1).feasible_set.project(z_U)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Draw masks, read their losses, estimate the gradient, step and project.
@@ -299,8 +317,12 @@ class PolicyGradientPruning(LightningModule):
     # Measuring masks.
 
     def current_mask(self) -> Tensor:
-        """The deterministic mask of the policy, (U,), bool: the top of s, exactly the budget."""
-        return self.feasible_set.deterministic_mask(self.policy.keep_probabilities.detach())
+        """The deterministic mask of the policy, (U,), bool: the top of s, exactly the budget.
+
+        Which budget that is, `BudgetSchedule.measured_at` says.
+        """
+        feasible_set = self.budgets.measured_at(self.global_step).feasible_set
+        return feasible_set.deterministic_mask(self.policy.keep_probabilities.detach())
 
     def on_validation_epoch_start(self) -> None:
         """Fix the mask for the whole evaluation."""
@@ -322,18 +344,24 @@ class PolicyGradientPruning(LightningModule):
 
     def current_plan(self) -> PruningPlan:
         """The pruning plan of the policy as it is now, not validated."""
+        keep_ratio = self.budgets.measured_at(self.global_step).keep_ratio
         return PruningPlan(
             base_model=self.environment.base_model,
             space=self.space,
             keep_probabilities_U=self.policy.keep_probabilities.detach().cpu().clone(),
             mask_U=self.current_mask().cpu(),
-            budget={
-                "keep_ratio": self.keep_ratio,
-                "scope": self.budget,
-                "protected_layers": list(self.protected_layers),
-            },
+            budget=self.target_budget | {"keep_ratio": keep_ratio},
             step=self.global_step,
         )
+
+    @property
+    def target_budget(self) -> dict[str, Any]:
+        """The budget of the finished run, as plans describe it."""
+        return {
+            "keep_ratio": self.keep_ratio,
+            "scope": self.budget,
+            "protected_layers": list(self.protected_layers),
+        }
 
 
 def _check_arguments(keep_ratio: float, lr: float, num_mask_samples: int) -> None:
