@@ -32,7 +32,8 @@ class FeasibleSet:
         scope: What a budget spans: `per_kind`, the units of each kind; `per_layer`, those of each
             kind in each layer; `units`, all units alike; `parameters`, all units by their
             parameters. A limit is rounded down to a whole unit or parameter.
-        protected_layers: Layers whose units stay, negative from the end. They count in the budget.
+        protected_layers: Layers whose units stay, negative from the end. They count in the budget,
+            but a budget whose units are all protected, as `per_layer` has, is dropped.
         lower: Least keep probability of the other units.
         upper: Greatest keep probability of the other units; 1 in a constraint whose budget lies
             out of reach below that.

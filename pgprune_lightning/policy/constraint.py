@@ -65,13 +65,19 @@ def build_constraints(
     costs_U = scope_costs(space, scope)
     constraints = []
     for name, groups in _spans(space, scope):
+        if all(group.layer in protected for group in groups):
+            continue
         limit = _limit(name, costs_U[_indices(groups)], keep_ratio)
         pinned = _indices([group for group in groups if group.layer in protected])
         units = _indices([group for group in groups if group.layer not in protected])
         limit -= _protected_cost(name, costs_U[pinned], costs_U[units], limit)
-        if len(units):
-            bounds = _bounds(name, lower, upper, limit / float(costs_U[units].sum()))
-            constraints.append(Constraint(name, units, costs_U[units], limit, *bounds))
+        bounds = _bounds(name, lower, upper, limit / float(costs_U[units].sum()))
+        constraints.append(Constraint(name, units, costs_U[units], limit, *bounds))
+    if not constraints and keep_ratio < 1:
+        raise UserError(
+            f"Every layer is protected, and a keep ratio of {keep_ratio} leaves none to prune. "
+            "Protect fewer layers."
+        )
     return tuple(constraints)
 
 

@@ -80,6 +80,33 @@ def test_protected_units_count_in_the_budget(space):
     assert feasible.deterministic_mask(random_point(0)).sum() == 15
 
 
+@pytest.mark.parametrize("keep_ratio", [0.5, 0.7])
+def test_per_layer_leaves_protected_layers_out(space, keep_ratio):
+    plain = FeasibleSet(space, keep_ratio, scope="per_layer")
+    feasible = FeasibleSet(space, keep_ratio, scope="per_layer", protected_layers=[0, -1])
+    names = ["kv_group in layer 1", "mlp_channel in layer 1"]
+    assert [constraint.name for constraint in feasible.constraints] == names
+    s = random_point(3)
+    for vector, all_pruned in (
+        (feasible.project(s), plain.project(s)),
+        (feasible.deterministic_mask(s), plain.deterministic_mask(s)),
+    ):
+        for kind in space.kinds:
+            assert space.view(vector, 1, kind).equal(space.view(all_pruned, 1, kind))
+            for layer in (0, 2):
+                assert (space.view(vector, layer, kind) == 1).all()
+    assert feasible.contains(feasible.project(s))
+    assert not feasible.contains(plain.project(s))
+
+
+def test_a_protected_layer_needs_no_room_for_a_unit():
+    space = MaskSpace.build([(0, "mlp_channel", 2, 1, 0), (1, "mlp_channel", 6, 1, 0)], 8)
+    with pytest.raises(UserError, match="mlp_channel in layer 0"):
+        FeasibleSet(space, 0.4, scope="per_layer")
+    feasible = FeasibleSet(space, 0.4, scope="per_layer", protected_layers=[0])
+    assert feasible.deterministic_mask(torch.zeros(8)).tolist() == [True] * 4 + [False] * 4
+
+
 def test_contains_sees_each_violation(space):
     feasible = FeasibleSet(space, 0.7, protected_layers=[0], lower=0.1, upper=0.9, fill=True)
     s = feasible.project(random_point(0))
@@ -163,8 +190,7 @@ def test_expected_keep_ratio_weighs_by_the_scope(space):
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("keep_ratio", [0.5, 0.9, 1.0])
 def test_shifted_logits_meet_the_limits_by_one_constant_each(space, scope, keep_ratio):
-    protected = () if scope == "per_layer" else (0,)
-    feasible = FeasibleSet(space, keep_ratio, scope=scope, protected_layers=protected)
+    feasible = FeasibleSet(space, keep_ratio, scope=scope, protected_layers=[0])
     x = random_point(7, scale=20.0)
     shifted = feasible.shift_logits(x)
     for constraint in feasible.constraints:
@@ -172,8 +198,7 @@ def test_shifted_logits_meet_the_limits_by_one_constant_each(space, scope, keep_
         assert abs(kept - constraint.limit) <= 1e-10 * float(constraint.costs.sum())
         shifts = (shifted - x)[constraint.units]
         torch.testing.assert_close(shifts, shifts[0].expand_as(shifts), atol=1e-11, rtol=0)
-    for layer in protected:
-        assert space.view(shifted, layer, "kv_group").equal(space.view(x, layer, "kv_group"))
+    assert space.view(shifted, 0, "kv_group").equal(space.view(x, 0, "kv_group"))
 
 
 def test_logits_of_a_spent_budget_go_to_zero(space):
@@ -205,9 +230,9 @@ def test_logits_must_be_finite(space):
         ({"keep_ratio": 0.01, "scope": "parameters"}, r"no unit .*at least 0\.016"),
         ({"protected_layers": (3,)}, r"layer 3 does not exist.*0 to 2"),
         ({"protected_layers": (-4,)}, "layer -4 does not exist"),
-        ({"protected_layers": (0, 1, 2)}, r"100\.0% of the budget.*at least 1\.0"),
+        ({"protected_layers": (0, 1, 2)}, "Every layer is protected.*Protect fewer layers"),
+        ({"protected_layers": (0, -2, 2), "scope": "per_layer"}, "Every layer is protected"),
         ({"protected_layers": (0, 2), "scope": "units"}, r"72\.7%.*at least 0\.7273"),
-        ({"protected_layers": (0,), "scope": "per_layer"}, "use another scope"),
         ({"lower": 0.8, "scope": "units"}, r"lower bound of at most 0\.6818"),
     ],
 )
