@@ -116,6 +116,12 @@ BEFORE_ANYTHING_IS_READ = {
     "hub model": (["--model.base_model=no-one/nothing"], "'no-one/nothing' could not be loaded"),
     "no plan": (["--model.initialization.plan={}/none"], "plan: there is neither", "plan.json"),
     "damaged plan": (["--model.initialization.plan={}/plan"], "plan: ", "cannot be read"),
+    "unknown metric": (["--model.initialization.metric=best"], "wanda_sp", "taylor", "best"),
+    "metric for other kinds": (
+        ["--model.initialization.metric=layerwise_ppl"],
+        "layerwise_ppl measures units of kind layer",
+        "magnitude, taylor, fisher, random",
+    ),
     "no accelerator": (["--trainer.accelerator=tpu"], "trainer: ", "torch_xla"),
     "no such accelerator": (["--trainer.accelerator=abacus"], "trainer: ", "abacus"),
     "precision": (["--trainer.precision=bf16-true"], "trainer.precision", "model.dtype"),

@@ -136,6 +136,26 @@ def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:
     assert ratios == dict.fromkeys(ratios, 0.6)
 
 
+@pytest.mark.parametrize(
+    ("metric", "kinds"),
+    [
+        ("flap", "[kv_group, mlp_channel]"),
+        ("magnitude", "[kv_group, mlp_channel]"),
+        ("taylor", "[mlp_channel]"),
+        ("fisher", "[layer]"),
+        ("layerwise_ppl", "[layer]"),
+        ("block_influence", "[layer]"),
+    ],
+)
+def test_a_policy_starts_from_each_metric(
+    tiny_command: TinyCommand, metric: str, kinds: str
+) -> None:
+    start = (f"--model.initialization.metric={metric}", f"--model.unit_kinds={kinds}")
+    run = tiny_command("validate", *start, "--model.keep_ratio=0.7")
+    assert run.status == 0, run.err
+    assert "perplexity" in run.out
+
+
 def test_a_fit_leaves_plans_metrics_config_checkpoint_and_summary(
     tiny_command: TinyCommand,
 ) -> None:

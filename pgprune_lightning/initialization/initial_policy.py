@@ -3,11 +3,17 @@
 # No `from __future__ import annotations`: the command line reads these types.
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.initialization.block_influence import block_influence_metric
+from pgprune_lightning.initialization.fisher import fisher_metric
+from pgprune_lightning.initialization.flap import flap_metric
+from pgprune_lightning.initialization.gate_gradients import GATED_KINDS
+from pgprune_lightning.initialization.layerwise_ppl import layerwise_ppl_metric
+from pgprune_lightning.initialization.magnitude import MAGNITUDE_KINDS, magnitude_metric
 from pgprune_lightning.initialization.metric import Metric, MetricInputs
 from pgprune_lightning.initialization.probability import (
     Normalization,
@@ -15,11 +21,33 @@ from pgprune_lightning.initialization.probability import (
     score_const,
     sigmoid_norm,
 )
+from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.initialization.random_metric import random_metric
+from pgprune_lightning.initialization.taylor import taylor_metric
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
-from pgprune_lightning.policy import FeasibleSet
+from pgprune_lightning.policy import FeasibleSet, MaskSpace, UnitKind
 
-METRICS: dict[str, Metric] = {"random": random_metric, "wanda_sp": wanda_sp_metric}
+MetricName = Literal[
+    "wanda_sp",
+    "flap",
+    "magnitude",
+    "taylor",
+    "fisher",
+    "layerwise_ppl",
+    "block_influence",
+    "random",
+]
+
+METRICS: dict[MetricName, Metric] = {
+    "wanda_sp": Metric(wanda_sp_metric, tuple(PROJECTIONS)),
+    "flap": Metric(flap_metric, tuple(PROJECTIONS)),
+    "magnitude": Metric(magnitude_metric, MAGNITUDE_KINDS, reads_text=False),
+    "taylor": Metric(taylor_metric, GATED_KINDS),
+    "fisher": Metric(fisher_metric, GATED_KINDS),
+    "layerwise_ppl": Metric(layerwise_ppl_metric, ("layer",)),
+    "block_influence": Metric(block_influence_metric, ("layer",)),
+    "random": Metric(random_metric, get_args(UnitKind), reads_text=False),
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +55,11 @@ class Initialization:
     """How the first keep-probabilities are found.
 
     Args:
-        metric: Importance of a unit: `wanda_sp` (weight times activation) or `random`.
+        metric: Importance of a unit. Of heads and channels: `wanda_sp` (weight times activation),
+            `flap` (weight times fluctuation of the activation). Of layers: `layerwise_ppl` (loss
+            without the layer), `block_influence` (how far it turns the hidden states). Of any of
+            them: `magnitude` (of the weights), `random`, and, with a backward pass, `taylor` and
+            `fisher` (gradient of a gate on the unit, absolute or squared).
         normalization: Over which units the metric is brought to zero mean and unit variance: the
             units of a kind in one `layer`, or all of a kind (`global`). A kind with one unit a
             layer is always taken over all layers.
@@ -42,7 +74,7 @@ class Initialization:
             folder, or a run's, whose best plan is taken.
     """
 
-    metric: Literal["wanda_sp", "random"] = "wanda_sp"
+    metric: MetricName = "wanda_sp"
     normalization: Normalization = "layer"
     projection: Literal["sigmoid_norm", "score_const"] = "sigmoid_norm"
     slope: float = 1.0
@@ -64,6 +96,23 @@ class Initialization:
         if self.num_blocks < 1:
             raise UserError(f"initialization.num_blocks: must be at least 1: {self.num_blocks}.")
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text is needed."""
+        return self.plan is None and METRICS[self.metric].reads_text
+
+    def check_units(self, space: MaskSpace) -> None:
+        """Check that every unit can be given an importance, before a model is loaded.
+
+        Args:
+            space: The units.
+
+        Raises:
+            UserError: If the metric cannot measure a kind.
+        """
+        if self.plan is None:
+            _check_kinds(self.metric, space)
+
 
 def initial_probabilities(
     options: Initialization, inputs: MetricInputs, feasible_set: FeasibleSet
@@ -79,14 +128,10 @@ def initial_probabilities(
         Keep-probabilities, (U,), float64, CPU.
 
     Raises:
-        UserError: If the metric is not finite, which broken weights or activations cause.
+        UserError: If the metric cannot measure a kind, or is not finite, which broken weights or
+            activations cause.
     """
-    metric_U = METRICS[options.metric](inputs)
-    if not bool(metric_U.isfinite().all()):
-        raise UserError(
-            f"initialization.metric: {options.metric} is not finite on this model; its weights or "
-            "activations hold NaN or infinity. Try model.dtype float32, or another model file."
-        )
+    metric_U = _importance(options, inputs)
     normalized_U = normalize_metric(metric_U, inputs.space, options.normalization)
     if options.projection == "score_const":
         return score_const(normalized_U, feasible_set, constant=options.constant)
@@ -95,4 +140,27 @@ def initial_probabilities(
         feasible_set,
         slope=options.slope,
         shift_to_budget=options.shift_to_budget,
+    )
+
+
+def _importance(options: Initialization, inputs: MetricInputs) -> Tensor:
+    _check_kinds(options.metric, inputs.space)
+    metric_U = METRICS[options.metric](inputs)
+    if not bool(metric_U.isfinite().all()):
+        raise UserError(
+            f"initialization.metric: {options.metric} is not finite on this model; its weights or "
+            "activations hold NaN or infinity. Try model.dtype float32, or another model file."
+        )
+    return metric_U
+
+
+def _check_kinds(name: MetricName, space: MaskSpace) -> None:
+    kinds = set(space.kinds)
+    if kinds <= set(METRICS[name].unit_kinds):
+        return
+    able = [other for other, metric in METRICS.items() if kinds <= set(metric.unit_kinds)]
+    raise UserError(
+        f"initialization.metric: {name} measures units of kind "
+        f"{', '.join(METRICS[name].unit_kinds)}; for unit_kinds [{', '.join(space.kinds)}] use "
+        f"one of {', '.join(able)}."
     )

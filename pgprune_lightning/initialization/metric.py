@@ -1,14 +1,18 @@
-"""What a metric of importance is given, and what it must return."""
+"""What a metric of importance is, what it is given, and what it must return.
+
+Shapes: U units, B sequences, T tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.policy.mask_space import MaskSpace
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,35 @@ class MetricInputs:
     calibration_batches: Callable[[], Iterable[Tensor]]
     seed: int
 
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the calibration batches, (B, T), int64, where the model is.
 
-Metric = Callable[[MetricInputs], Tensor]
-"""Importance of every unit, (U,), float64 on the CPU; larger is more important."""
+        Raises:
+            UserError: If there is none.
+        """
+        num_sequences = 0
+        for batch_BT in self.calibration_batches():
+            num_sequences += batch_BT.shape[0]
+            yield batch_BT.to(self.model.device)
+        if num_sequences == 0:
+            raise UserError("initialization: the calibration data has no sequence to measure on.")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of importance, and what it can be asked.
+
+    Args:
+        measure: Returns the importance of every unit, (U,), float64 on the CPU; larger is more
+            important.
+        unit_kinds: The kinds of unit that it can measure.
+        reads_text: Whether it is measured on calibration text.
+    """
+
+    measure: Callable[[MetricInputs], Tensor]
+    unit_kinds: tuple[UnitKind, ...]
+    reads_text: bool = True
+
+    def __call__(self, inputs: MetricInputs) -> Tensor:
+        """Measure the importance of every unit, (U,), float64, CPU."""
+        return self.measure(inputs)

@@ -1,36 +1,17 @@
 """Wanda-sp: weight magnitude times activation norm, summed over a unit's columns.
 
-Shapes: U units, B sequences, T tokens, I inputs and O outputs of a projection.
+Shapes: U units, B sequences, T tokens, I inputs of a projection.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import torch
 from torch import Tensor, nn
 
-from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.masking.decoder_family import DecoderLayer, backbone_of, decoder_layers
+from pgprune_lightning.initialization.projection_inputs import InputImportance, sum_over_inputs
 
 
-class _InputNorm:
-    """Accumulates the squared L2 norm of a linear layer's inputs over sequences."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self.squared_I = torch.zeros(
-            linear.in_features, dtype=torch.float64, device=linear.weight.device
-        )
-        self.num_sequences = 0
-
-    def __call__(self, _module: nn.Module, arguments: tuple[Tensor]) -> None:
-        inputs_NI = arguments[0].flatten(0, -2)
-        self.squared_I += inputs_NI.float().square().sum(0)
-        self.num_sequences += arguments[0].shape[0]
-
-
-@torch.no_grad()
 def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
     """Importance of KV groups and MLP channels by Wanda, summed to structures.
 
@@ -45,44 +26,28 @@ def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
         Importance, (U,), float64, CPU; raw: comparable within one layer and kind only.
 
     Raises:
-        UserError: If the mask space has whole sub-layers or layers, which have no score.
+        UserError: If there is no calibration batch.
 
     Source: Sun et al. 2023 (Wanda), An et al. 2023 (FLAP), where the structured variant is defined.
     Differs: Heads that share a key-value head are summed, as they stay or go together.
     """
-    whole = [kind for kind in inputs.space.kinds if kind not in ("kv_group", "mlp_channel")]
-    if whole:
-        raise UserError(
-            "initialization.metric: wanda_sp scores heads and channels, not whole layers or "
-            f"sub-layers; use random for unit_kinds [{', '.join(whole)}]."
+    return sum_over_inputs(inputs, _WeightedNorm)
+
+
+class _WeightedNorm(InputImportance):
+    """Accumulates the squared L2 norm of each input over sequences."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.squared_I = torch.zeros(
+            linear.in_features, dtype=torch.float64, device=linear.weight.device
         )
-    layers = decoder_layers(inputs.model)
-    projections = {
-        (group.layer, group.kind): _projection(layers[group.layer], group.kind)
-        for group in inputs.space.groups
-    }
-    norms = {key: _InputNorm(linear) for key, linear in projections.items()}
-    with ExitStack() as stack:
-        for key, linear in projections.items():
-            stack.callback(linear.register_forward_pre_hook(norms[key]).remove)
-        for batch_BT in inputs.calibration_batches():
-            backbone_of(inputs.model)(batch_BT.to(inputs.model.device), use_cache=False)
+        self.num_sequences = 0
 
-    importance_U = torch.empty(inputs.space.num_units, dtype=torch.float64)
-    for (layer, kind), linear in projections.items():
-        per_input_I = _importance_of_inputs(linear, norms[layer, kind])
-        view = inputs.space.view(importance_U, layer, kind)
-        view.copy_(per_input_I.view(len(view), -1).sum(1))
-    return importance_U
+    def add(self, inputs_BTI: Tensor) -> None:
+        self.squared_I += inputs_BTI.flatten(0, -2).float().square().sum(0)
+        self.num_sequences += inputs_BTI.shape[0]
 
-
-def _projection(layer: DecoderLayer, kind: str) -> nn.Linear:
-    """The projection whose inputs are divided among a kind's units."""
-    return layer.attention.output if kind == "kv_group" else layer.mlp.down
-
-
-def _importance_of_inputs(linear: nn.Linear, norm: _InputNorm) -> Tensor:
-    if norm.num_sequences == 0:
-        raise UserError("initialization: the calibration data has no sequence to measure on.")
-    magnitude_I = linear.weight.abs().mean(0, dtype=torch.float32).double()
-    return magnitude_I * (norm.squared_I / norm.num_sequences).sqrt()
+    def importance(self) -> Tensor:
+        magnitude_I = self.linear.weight.abs().mean(0, dtype=torch.float32).double()
+        return magnitude_I * (self.squared_I / self.num_sequences).sqrt()

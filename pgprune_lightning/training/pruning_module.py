@@ -57,8 +57,8 @@ class PolicyGradientPruning(LightningModule):
         budget: What the keep ratio is a share of: the units of each kind apart (`per_kind`), of
             each kind in each layer (`per_layer`), all units together (`units`), or the parameters
             of the units (`parameters`).
-        protected_layers: Indices of layers that are never pruned, negative ones from the end.
-            They count in the budget.
+        protected_layers: Indices of layers that are never pruned, negative ones from the end, such
+            as [0, 1, 2, 3, -2, -1] (LLM-Pruner's). They count in the budget, except `per_layer`.
         lr: Step size of projected SGD, in probability per (nat per token) of gradient.
         lr_factors: Factors on `lr` by unit kind, such as {mlp_channel: 0.1}; 1 for kinds left out.
             Losses tell far more of each of a hundred heads than of each of fifty thousand
@@ -154,6 +154,7 @@ class PolicyGradientPruning(LightningModule):
         )
         start_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
         self.policy = BernoulliPolicy(self.feasible_set.project(start_U))
+        self.initialization.check_units(self.space)
         plan = self.initialization.plan
         self.start_plan = (
             None if plan is None else load_start_plan(plan, self.space, self.source.given)
@@ -186,7 +187,7 @@ class PolicyGradientPruning(LightningModule):
             self.budgets.check_length(self.trainer.max_steps)
         if self.trainer.ckpt_path is not None:
             check_checkpoint(self.trainer.ckpt_path, self.space.num_units)
-        elif self.start_plan is None and self.initialization.metric != "random":
+        elif self.initialization.reads_text:
             self._calibration_batches()
 
     def _start_probabilities(self) -> Tensor:

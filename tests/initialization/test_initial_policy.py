@@ -6,7 +6,7 @@ Shapes: U units.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,10 +19,11 @@ from pgprune_lightning.initialization import (
     score_const,
     sigmoid_norm,
 )
+from pgprune_lightning.initialization.initial_policy import METRICS, MetricName
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.random_metric import random_metric
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
-from pgprune_lightning.policy import FeasibleSet
+from pgprune_lightning.policy import FeasibleSet, UnitKind
 from tests.tiny_models import random_tokens
 
 KINDS = ["kv_group", "mlp_channel"]
@@ -45,6 +46,57 @@ def test_options_reach_what_they_name(metric_inputs: Callable[..., MetricInputs]
     for options, s_U in expected.items():
         assert torch.equal(initial_probabilities(options, inputs, feasible_set), s_U), options
     assert not torch.equal(*list(expected.values())[:2])
+
+
+def test_every_metric_has_a_name_in_the_config() -> None:
+    assert tuple(METRICS) == get_args(MetricName)
+
+
+@pytest.mark.parametrize("kind", get_args(UnitKind))
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_ranks_the_kinds_that_it_names(
+    metric_inputs: Callable[..., MetricInputs], name: MetricName, kind: UnitKind
+) -> None:
+    inputs = metric_inputs([kind], [random_tokens()])
+    feasible_set = FeasibleSet(inputs.space, 0.6)
+    options = Initialization(metric=name, normalization="global")
+    if kind not in METRICS[name].unit_kinds:
+        able = [other for other, metric in METRICS.items() if kind in metric.unit_kinds]
+        message = rf"{name} measures units of kind .*unit_kinds \[{kind}\] use.* {', '.join(able)}"
+        with pytest.raises(UserError, match=message):
+            initial_probabilities(options, inputs, feasible_set)
+        return
+    with torch.no_grad():
+        metric_U = METRICS[name](inputs)
+        s_U = initial_probabilities(options, inputs, feasible_set)
+    assert metric_U.shape == (inputs.space.num_units,)
+    assert metric_U.dtype == torch.float64
+    assert len(set(metric_U.tolist())) == inputs.space.num_units
+    assert torch.equal(s_U.argsort(), metric_U.argsort())
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_what_needs_text_says_so(
+    metric_inputs: Callable[..., MetricInputs], name: MetricName
+) -> None:
+    inputs = metric_inputs([METRICS[name].unit_kinds[-1]], [])
+    options = Initialization(metric=name)
+    if options.reads_text:
+        with pytest.raises(UserError, match="no sequence to measure on"):
+            METRICS[name](inputs)
+    else:
+        METRICS[name](inputs)
+    assert not Initialization(metric=name, plan="runs/a").reads_text
+
+
+def test_units_are_checked_before_anything_is_measured(
+    metric_inputs: Callable[..., MetricInputs],
+) -> None:
+    layers, heads = metric_inputs(["layer"], []).space, metric_inputs(["kv_group"], []).space
+    Initialization().check_units(heads)
+    Initialization(plan="runs/a").check_units(layers)
+    with pytest.raises(UserError, match="wanda_sp measures units of kind kv_group, mlp_channel"):
+        Initialization().check_units(layers)
 
 
 def test_broken_weights_make_no_policy(metric_inputs: Callable[..., MetricInputs]) -> None:

@@ -21,19 +21,6 @@ from tests.tiny_models import random_tokens
 BATCHES = [random_tokens(rows=3), random_tokens(rows=1, seed=1)]
 
 
-def record_inputs(inputs: MetricInputs, linear: nn.Linear) -> list[Tensor]:
-    """What a projection is given for each sequence, (T, I)."""
-    recorded: list[Tensor] = []
-    handle = linear.register_forward_hook(
-        lambda _module, arguments, _output: recorded.extend(arguments[0])
-    )
-    with torch.no_grad():
-        for batch_BT in BATCHES:
-            inputs.model(batch_BT)
-    handle.remove()
-    return recorded
-
-
 def importance_of_input(linear: nn.Linear, sequences: list[Tensor], column: int) -> float:
     magnitude = sum(abs(float(weight)) for weight in linear.weight[:, column]) / linear.out_features
     squared_norms = [
@@ -42,7 +29,9 @@ def importance_of_input(linear: nn.Linear, sequences: list[Tensor], column: int)
     return float(magnitude * (sum(squared_norms) / len(squared_norms)) ** 0.5)
 
 
-def test_equals_its_definition(metric_inputs: Callable[..., MetricInputs]) -> None:
+def test_equals_its_definition(
+    metric_inputs: Callable[..., MetricInputs], record_inputs: Callable[..., list[Tensor]]
+) -> None:
     inputs = metric_inputs(["mlp_channel", "kv_group"], BATCHES)
     metric_U = wanda_sp_metric(inputs)
     assert metric_U.dtype == torch.float64
@@ -96,14 +85,6 @@ def test_removes_its_hooks_when_a_batch_fails(metric_inputs: Callable[..., Metri
     with pytest.raises(IndexError):
         wanda_sp_metric(inputs)
     assert not any(module._forward_pre_hooks for module in inputs.model.modules())
-
-
-@pytest.mark.parametrize("kind", ["attention", "mlp", "layer"])
-def test_whole_layers_have_no_score(
-    metric_inputs: Callable[..., MetricInputs], kind: UnitKind
-) -> None:
-    with pytest.raises(UserError, match=rf"not whole layers.*use random for unit_kinds \[{kind}\]"):
-        wanda_sp_metric(metric_inputs([kind], BATCHES))
 
 
 def test_no_calibration_data(metric_inputs: Callable[..., MetricInputs]) -> None:

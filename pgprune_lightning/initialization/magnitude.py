@@ -1,0 +1,64 @@
+"""Magnitude: the L2 norm of the weights that leave with a unit.
+
+Shapes: U units, R rows or columns of a matrix that belong to units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pgprune_lightning.initialization.metric import MetricInputs
+from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.policy.mask_space import UnitKind
+
+MAGNITUDE_KINDS: tuple[UnitKind, ...] = ("kv_group", "mlp_channel", "layer")
+
+
+@torch.no_grad()
+def magnitude_metric(inputs: MetricInputs) -> Tensor:
+    """Importance by the L2 norm of a unit's weights, all its matrices taken together.
+
+    A KV group has its rows of the query, key and value projections and its columns of the output
+    projection; a channel its rows of gate and up and its column of down; a layer all seven
+    matrices. Biases and norms are left out: they are not of the matrices' scale.
+
+    Args:
+        inputs: Model and mask space.
+
+    Returns:
+        Importance, (U,), float64, CPU.
+
+    Source: Ma et al. 2023 (LLM-Pruner), its L2 magnitude baseline over coupled structures.
+    Differs: The root is taken, which ranks the same. FLAP's magnitude baseline sums the column
+        norms of the output (down) projection alone.
+    """
+    layers = decoder_layers(inputs.model)
+    importance_U = torch.empty(inputs.space.num_units, dtype=torch.float64)
+    for group in inputs.space.groups:
+        squared = sum(
+            norm_R.double().square().view(group.count, -1).sum(1)
+            for norm_R in _norms(layers[group.layer], group.kind)
+        )
+        importance_U[group.start : group.end] = torch.as_tensor(squared).sqrt()
+    return importance_U
+
+
+def _norms(layer: DecoderLayer, kind: UnitKind) -> Iterator[Tensor]:
+    """Yield, for each matrix, the norms of the rows or columns that belong to units, (R,)."""
+    assert kind in MAGNITUDE_KINDS, kind
+    attention, mlp = layer.attention, layer.mlp
+    if kind in ("kv_group", "layer"):
+        for linear in (attention.query, attention.key, attention.value):
+            yield _norm(linear.weight, dim=1)
+        yield _norm(attention.output.weight, dim=0)
+    if kind in ("mlp_channel", "layer"):
+        for linear in (mlp.gate, mlp.up):
+            yield _norm(linear.weight, dim=1)
+        yield _norm(mlp.down.weight, dim=0)
+
+
+def _norm(weight: Tensor, dim: int) -> Tensor:
+    return torch.linalg.vector_norm(weight, dim=dim, dtype=torch.float32)
