@@ -116,6 +116,8 @@ BEFORE_ANYTHING_IS_READ = {
     "hub model": (["--model.base_model=no-one/nothing"], "'no-one/nothing' could not be loaded"),
     "no plan": (["--model.initialization.plan={}/none"], "plan: there is neither", "plan.json"),
     "damaged plan": (["--model.initialization.plan={}/plan"], "plan: ", "cannot be read"),
+    "no scores": (["--model.initialization.scores={}/none"], "scores: ", "cannot be read"),
+    "text as scores": (["--model.initialization.scores={}/short.txt"], "Give a safetensors file"),
     "unknown metric": (["--model.initialization.metric=best"], "wanda_sp", "taylor", "best"),
     "metric for other kinds": (
         ["--model.initialization.metric=layerwise_ppl"],

@@ -26,7 +26,7 @@ OPTIONS = {
         lr lr_factors lr_schedule num_mask_samples loss estimator probability_bounds fill_budget
         progressive dtype attention""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
-        num_blocks plan""",
+        num_blocks plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
         evaluation_batch_size num_workers cache_dir bos_per_block""",
     "data.train.": TEXT_SOURCE,

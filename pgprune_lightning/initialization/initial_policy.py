@@ -23,6 +23,7 @@ from pgprune_lightning.initialization.probability import (
 )
 from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.initialization.random_metric import random_metric
+from pgprune_lightning.initialization.scores_file import load_scores
 from pgprune_lightning.initialization.taylor import taylor_metric
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
 from pgprune_lightning.policy import FeasibleSet, MaskSpace, UnitKind
@@ -72,6 +73,9 @@ class Initialization:
         num_blocks: Calibration sequences that the metric is measured on.
         plan: Start from the probabilities of this pruning plan instead of a metric: a plan's
             folder, or a run's, whose best plan is taken.
+        scores: Take the importance from this safetensors file instead of a metric: one tensor
+            `scores`, (units,), in the order of the mask: layer by layer, in a layer kind by kind
+            as in `unit_kinds`, then by index.
     """
 
     metric: MetricName = "wanda_sp"
@@ -82,6 +86,7 @@ class Initialization:
     constant: float = 0.8
     num_blocks: int = 128
     plan: str | None = None
+    scores: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot make a policy."""
@@ -95,11 +100,14 @@ class Initialization:
             )
         if self.num_blocks < 1:
             raise UserError(f"initialization.num_blocks: must be at least 1: {self.num_blocks}.")
+        if self.plan is not None and self.scores is not None:
+            raise UserError("initialization: plan and scores both say where to start; give one.")
 
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
-        return self.plan is None and METRICS[self.metric].reads_text
+        measures = self.plan is None and self.scores is None
+        return measures and METRICS[self.metric].reads_text
 
     def check_units(self, space: MaskSpace) -> None:
         """Check that every unit can be given an importance, before a model is loaded.
@@ -108,9 +116,11 @@ class Initialization:
             space: The units.
 
         Raises:
-            UserError: If the metric cannot measure a kind.
+            UserError: If the metric cannot measure a kind, or the scores are for other units.
         """
-        if self.plan is None:
+        if self.scores is not None:
+            load_scores(self.scores, space)
+        elif self.plan is None:
             _check_kinds(self.metric, space)
 
 
@@ -144,6 +154,8 @@ def initial_probabilities(
 
 
 def _importance(options: Initialization, inputs: MetricInputs) -> Tensor:
+    if options.scores is not None:
+        return load_scores(options.scores, inputs.space)
     _check_kinds(options.metric, inputs.space)
     metric_U = METRICS[options.metric](inputs)
     if not bool(metric_U.isfinite().all()):

@@ -6,10 +6,12 @@ Shapes: U units.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import (
@@ -87,6 +89,19 @@ def test_what_needs_text_says_so(
     else:
         METRICS[name](inputs)
     assert not Initialization(metric=name, plan="runs/a").reads_text
+    assert not Initialization(metric=name, scores="scores.safetensors").reads_text
+
+
+def test_scores_stand_in_for_the_metric(
+    metric_inputs: Callable[..., MetricInputs], tmp_path: Path
+) -> None:
+    inputs = metric_inputs(["layer"], [])  # the default metric cannot measure layers
+    path = tmp_path / "scores.safetensors"
+    save_file({"scores": torch.tensor([0.5, 2.0, 1.0])}, path)
+    options = Initialization(scores=str(path))
+    options.check_units(inputs.space)
+    s_U = initial_probabilities(options, inputs, FeasibleSet(inputs.space, 0.7))
+    assert s_U.argsort().tolist() == [0, 2, 1]
 
 
 def test_units_are_checked_before_anything_is_measured(
@@ -97,6 +112,8 @@ def test_units_are_checked_before_anything_is_measured(
     Initialization(plan="runs/a").check_units(layers)
     with pytest.raises(UserError, match="wanda_sp measures units of kind kv_group, mlp_channel"):
         Initialization().check_units(layers)
+    with pytest.raises(UserError, match="cannot be read"):
+        Initialization(scores="none.safetensors").check_units(heads)
 
 
 def test_broken_weights_make_no_policy(metric_inputs: Callable[..., MetricInputs]) -> None:
@@ -117,6 +134,7 @@ def test_broken_weights_make_no_policy(metric_inputs: Callable[..., MetricInputs
         ({"constant": 1.01}, r"constant: must lie in \(0\.5, 1\]"),
         ({"constant": float("nan")}, r"constant: must lie in \(0\.5, 1\]"),
         ({"num_blocks": 0}, "num_blocks: must be at least 1"),
+        ({"plan": "runs/a", "scores": "s.safetensors"}, "plan and scores both"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
