@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
-from pgprune_lightning.policy import UnitKind
 from tests.tiny_models import random_tokens
 
 # Unequal batches: a mean over batches is not a mean over sequences.
