@@ -6,6 +6,7 @@ Shapes: U units, B sequences, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.initialization.gate_gradients import gate_gradients
+from pgprune_lightning.initialization.gate_gradients import GATED_KINDS, gate_gradients
 from pgprune_lightning.initialization.metric import MetricInputs
 from tests.tiny_models import KINDS, random_tokens
 
@@ -65,9 +66,12 @@ def test_equal_finite_differences(
         torch.testing.assert_close(gradients_NU[:, unit], slope_N, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("unit_kinds", KINDS)
-def test_leaves_no_trace(metric_inputs: Callable[..., MetricInputs], unit_kinds: list[str]) -> None:
-    inputs = metric_inputs(unit_kinds, BATCHES)
+GATED = {name: units for name, units in KINDS.items() if {*units["unit_kinds"]} <= {*GATED_KINDS}}
+
+
+@pytest.mark.parametrize("units", GATED.values(), ids=GATED)
+def test_leaves_no_trace(metric_inputs: Callable[..., MetricInputs], units: dict[str, Any]) -> None:
+    inputs = metric_inputs(batches=BATCHES, **units)
     before = losses(inputs.model, BATCHES[0])
     with torch.no_grad():  # as the caller has it
         for gradients_BU in gate_gradients(inputs):
