@@ -223,6 +223,16 @@ def test_a_truncated_checkpoint(
         refused(tiny_command("fit", f"--ckpt_path={tmp_path}/cut.ckpt"), "ckpt_path", "damaged")
 
 
+@pytest.mark.parametrize("key", ["state_dict", "base_model"])
+def test_a_checkpoint_that_lacks_a_part(
+    tiny_command: TinyCommand, finished: Path, no_weights_loaded: None, tmp_path: Path, key: str
+) -> None:
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint[key]
+    torch.save(checkpoint, tmp_path / "part.ckpt")
+    refused(tiny_command("fit", f"--ckpt_path={tmp_path}/part.ckpt"), "holds no pruning policy")
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_a_checkpoint_over_other_units(
     tiny_command: TinyCommand, finished: Path, no_weights_loaded: None, command: str

@@ -33,6 +33,7 @@ def read_policy(ckpt_path: str | Path) -> Tensor:
     try:
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
         policy_U = checkpoint["state_dict"][_POLICY]
+        checkpoint["base_model"]["fingerprint"]  # what ties it to a model; read when it is restored
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(
             f"ckpt_path: {path} is damaged and cannot be read. Go on from another checkpoint of "

@@ -33,6 +33,7 @@ from pgprune_lightning.policy import (
     UnitKind,
     mask_generator,
 )
+from pgprune_lightning.training.arguments import check_arguments, check_lr_factors
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment
@@ -84,6 +85,8 @@ class PolicyGradientPruning(LightningModule):
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
+    lr_factors_U: Tensor
+
     def __init__(
         self,
         base_model: str,
@@ -109,8 +112,8 @@ class PolicyGradientPruning(LightningModule):
         """Check what can be checked without a model."""
         super().__init__()
         self.automatic_optimization = False
-        _check_arguments(keep_ratio, lr, num_mask_samples)
-        _check_factors(lr_factors or {}, unit_kinds)
+        check_arguments(keep_ratio, lr, num_mask_samples)
+        check_lr_factors(lr_factors or {}, unit_kinds)
         self.source = resolve_model_source(base_model)
         self.keep_ratio = keep_ratio
         self.unit_kinds = unit_kinds
@@ -154,6 +157,10 @@ class PolicyGradientPruning(LightningModule):
         )
         start_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
         self.policy = BernoulliPolicy(self.feasible_set.project(start_U))
+        factors_U = torch.ones_like(start_U)
+        for kind, factor in self.lr_factors.items():
+            factors_U[self.space.units_of(kind)] = factor
+        self.register_buffer("lr_factors_U", factors_U, persistent=False)
         self.initialization.check_units(self.space)
         plan = self.initialization.plan
         self.start_plan = (
@@ -253,9 +260,7 @@ class PolicyGradientPruning(LightningModule):
         gradient_U = self.estimator.estimate(
             losses_S, masks_SU, probabilities_U.detach(), self._losses_of_all_ranks(losses_S)
         )
-        probabilities_U.grad = self._mean_over_ranks(gradient_U)
-        for kind, factor in self.lr_factors.items():
-            probabilities_U.grad[self.space.units_of(kind)] *= factor
+        probabilities_U.grad = self._mean_over_ranks(gradient_U) * self.lr_factors_U
         optimizer: Any = self.optimizers()
         optimizer.step()
         schedule: Any = self.lr_schedulers()
@@ -363,23 +368,3 @@ class PolicyGradientPruning(LightningModule):
             "scope": self.budget,
             "protected_layers": list(self.protected_layers),
         }
-
-
-def _check_arguments(keep_ratio: float, lr: float, num_mask_samples: int) -> None:
-    if not 0 < keep_ratio <= 1:
-        raise UserError(
-            f"keep_ratio: must lie in (0, 1], given {keep_ratio}. It is the share that stays: "
-            "0.7 removes 30 %."
-        )
-    if not lr > 0:
-        raise UserError(f"lr: must be above 0, given {lr}.")
-    if num_mask_samples < 1:
-        raise UserError(f"num_mask_samples: must be at least 1, given {num_mask_samples}.")
-
-
-def _check_factors(lr_factors: dict[UnitKind, float], unit_kinds: list[UnitKind]) -> None:
-    for kind, factor in lr_factors.items():
-        if kind not in unit_kinds:
-            raise UserError(f"lr_factors: {kind} is not among unit_kinds {unit_kinds}.")
-        if not factor >= 0:
-            raise UserError(f"lr_factors: the factor of {kind} must be 0 or more, given {factor}.")
