@@ -1,243 +1,29 @@
-"""The command line: `fit`, `validate` and `test` by Lightning's command line interface."""
+"""The program: its commands, and what becomes of their errors."""
 
 import errno
+import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-import callbacks
-from pgprune_lightning.console import (
-    EXIT_USER_ERROR,
-    OneLineErrorParser,
-    print_error,
-    quiet_libraries,
-)
-from pgprune_lightning.data.data_module import TokenBlocksDataModule
+from pgprune_lightning.commands import compare
+from pgprune_lightning.console import EXIT_USER_ERROR, print_error
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.training import PolicyGradientPruning
-from pgprune_lightning.training.checkpoint_file import read_policy
-from pgprune_lightning.training.loggers import WandbOptions, build_loggers
-from pgprune_lightning.training.run_folder import (
-    ExistingRun,
-    check_run_folder,
-    claim_run_folder,
-)
-
-DESCRIPTION = (
-    "Prunes large language models by policy gradients, with forward passes only. "
-    "Start with: pgprune fit --config configs/quickstart.yaml"
-)
-
-TRAINER_DEFAULTS = {
-    "max_epochs": -1,
-    "max_steps": 1000,
-    "check_val_every_n_epoch": None,
-    "val_check_interval": 100,
-    "num_sanity_val_steps": -1,
-    "log_every_n_steps": 10,
-    "devices": 1,
-    "precision": "32-true",
-    "use_distributed_sampler": False,
-    "logger": False,
-    "enable_model_summary": False,
-}
-"""What a run of policy-gradient pruning needs of the Trainer; each can be overridden.
-
-Validation counts steps and not epochs; the sanity check over the whole validation text measures
-the untrained mask; the precision is the policy's, the frozen model has its own (`model.dtype`).
-"""
-
-
-class SaveResolvedConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run folder of a fit, once the model is loaded.
-
-    Not before: a run that fails on its input leaves a folder in which the next one can start.
-    """
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the configuration to loggers that show it."""
-        del pl_module, stage
-        for logger in trainer.loggers:
-            logger.log_hyperparams(_plain(self.config.as_dict()))
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Too early."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file; `validate` and `test` leave that of their run as it was."""
-        super().setup(trainer, pl_module, "fit")
-
-
-class PruningCLI(LightningCLI):
-    """Adds a run folder, W&B and the standard callbacks to Lightning's command line."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The Trainer's methods that are offered, and their arguments that are no options."""
-        ours = {"model", "datamodule", "ckpt_path", "weights_only", "verbose"}
-        return {
-            "fit": ours | {"train_dataloaders", "val_dataloaders"},
-            "validate": ours | {"dataloaders"},
-            "test": ours | {"dataloaders"},
-        }
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Declare what is not the module's, the data module's or the Trainer's."""
-        parser.add_argument(
-            "--run_dir",
-            type=str,
-            default="runs/default",
-            help="Folder of this run: plans, checkpoints, metrics, resolved configuration.",
-        )
-        parser.add_argument(
-            "--existing_run",
-            type=ExistingRun,
-            default="stop",
-            help="If the folder already holds a run: stop with an error, or move the old run "
-            "aside to RUN_DIR-1, -2, ...; nothing is ever overwritten.",
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="Checkpoint of a run, such as RUN_DIR/checkpoints/last.ckpt: fit goes on from it "
-            "in the same folder, validate and test measure its policy.",
-        )
-        parser.add_class_arguments(WandbOptions, "wandb")
-        parser.add_lightning_class_args(callbacks.PerplexityValidation, "perplexity_validation")
-        parser.add_lightning_class_args(callbacks.MaskCheckpoint, "mask_checkpoint")
-        parser.add_lightning_class_args(callbacks.BaselineTracker, "baseline_tracker")
-        parser.add_lightning_class_args(callbacks.SparsityTracker, "sparsity_tracker")
-        parser.add_lightning_class_args(callbacks.TrainingProgress, "training_progress")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(callbacks.OutcomeReport, "outcome_report")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "{step}",
-                "checkpoint.every_n_train_steps": 100,
-                "checkpoint.save_last": True,
-                "checkpoint.save_on_exception": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
-        parser.link_arguments("run_dir", "trainer.default_root_dir")
-        parser.link_arguments("run_dir", "mask_checkpoint.run_dir")
-        parser.link_arguments("run_dir", "outcome_report.run_dir")
-        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
-        parser.link_arguments("seed_everything", "model.seed")
-        parser.link_arguments("seed_everything", "data.seed")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and refuse what LightningCLI would stumble over."""
-        super().parse_arguments(parser, args)
-        config = self.config[self.config.subcommand]
-        seed = config.seed_everything
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise UserError(f"seed_everything: must be a number from 0 to 2^32 - 1, given {seed}.")
-        if config.trainer.precision not in (None, "32-true", "32", 32):
-            raise UserError(
-                f"trainer.precision: it is that of the policy, which needs 32-true, given "
-                f"{config.trainer.precision}. For the language model set model.dtype."
-            )
-        if config.ckpt_path is not None:
-            read_policy(config.ckpt_path)
-        if config.data.tokenizer is None:
-            config.data.tokenizer = config.model.base_model
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Leave out Lightning's table of results, which wraps the names of several texts."""
-        quiet = {} if subcommand == "fit" else {"verbose": False}
-        return super()._prepare_subcommand_kwargs(subcommand) | quiet
-
-    def before_instantiate_classes(self) -> None:
-        """Refuse a folder that holds a run before anything is built."""
-        if self._writes_run():
-            config = self.config.fit
-            check_run_folder(Path(config.run_dir), config.existing_run, resumes=self._resumes())
-
-    def after_instantiate_classes(self) -> None:
-        """Check model and budget before the run folder is touched or a text is read."""
-        self.model.setup(self.config.subcommand)
-        # Set here and not given to fit(), which the module would learn of too late.
-        self.trainer.ckpt_path = self.config[self.config.subcommand].ckpt_path
-
-    def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Build the Trainer; what it refuses, the user has asked of it."""
-        try:
-            return super().instantiate_trainer(**options)
-        except (ImportError, ValueError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {error}") from error
-
-    def before_fit(self) -> None:
-        """Take the run folder, and log into it."""
-        if not self._writes_run():
-            return
-        config = self.config.fit
-        run_dir = Path(config.run_dir)
-        if self.trainer.is_global_zero:
-            claim_run_folder(run_dir, config.existing_run, resumes=self._resumes())
-        own = build_loggers(run_dir, self.config_init.fit.wandb)
-        self.trainer.loggers = [*own, *self.trainer.loggers]
-
-    def _writes_run(self) -> bool:
-        return self.config.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run
-
-    def _resumes(self) -> bool:
-        return self.config.fit.ckpt_path is not None
-
-
-def _checkpoint_folder(run_dir: str) -> str:
-    return str(Path(run_dir) / "checkpoints")
-
-
-def _plain(value: Any) -> Any:
-    """Primitives only, as loggers and YAML want them."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def run_command(arguments: Sequence[str] | None = None) -> PruningCLI:
-    """Parse the arguments and run the subcommand they name.
-
-    Args:
-        arguments: What follows the program's name; None: `sys.argv`.
-
-    Raises:
-        UserError: If something has to be changed by the user.
-    """
-    _check_callbacks_package()
-    quiet_libraries()
-    return PruningCLI(
-        PolicyGradientPruning,
-        TokenBlocksDataModule,
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=0,
-        save_config_callback=SaveResolvedConfig,
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=None if arguments is None else list(arguments),
-        parser_class=OneLineErrorParser,
-        parser_kwargs={"prog": "pgprune", "description": DESCRIPTION},
-    )
+from pgprune_lightning.pruning_cli import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program.
 
+    Args:
+        arguments: What follows the program's name; None: `sys.argv`.
+
     Returns:
         The exit status: 0, or 2 for an error that the user can act on.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        run_command(arguments)
+        return _dispatch(given)
     except (UserError, MisconfigurationException) as error:
         print_error(str(error))
         return EXIT_USER_ERROR
@@ -250,15 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "the last checkpoint with --ckpt_path."
         )
         return EXIT_USER_ERROR
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["compare"]:
+        return compare.main(arguments[1:])
+    run_command(arguments)
     return 0
-
-
-def _check_callbacks_package() -> None:
-    """Refuse another top-level package called `callbacks` that hides ours."""
-    ours = Path(__file__).resolve().parents[1] / "callbacks"
-    found = Path(str(callbacks.__file__)).resolve().parent
-    if found != ours:
-        raise UserError(
-            f"two packages are called 'callbacks': {found} hides {ours}. Remove or rename the "
-            "first, or start the program from another folder."
-        )

@@ -30,10 +30,14 @@ class OneLineErrorParser(LightningArgumentParser):
         """Print the error and end with status 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        text = re.sub(r'Parser key "([\w.]+)"', r"\1", message)
-        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-        print_error(f"{text} (all options: {program} --help)")
+        print_error(f"{plain_message(message)} (all options: {program} --help)")
         sys.exit(EXIT_USER_ERROR)
+
+
+def plain_message(message: str) -> str:
+    """Free the parser's message of its words for keys and classes."""
+    text = re.sub(r'Parser key "([\w.]+)"', r"\1", message)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 
 
 def print_error(message: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from pgprune_lightning.cli import PruningCLI, main
+from pgprune_lightning.cli import main
+from pgprune_lightning.pruning_cli import PruningCLI
 from tests.tiny_commands import TinyCommand
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,17 +50,23 @@ def resolve_model_source(base_model: str) -> ModelSource:
     Args:
         base_model: A hub id (`meta-llama/Llama-2-7b-hf`, optionally with `@REVISION`), a folder in
             Hugging Face format, a `.gguf` file, or `package:DISTRIBUTION/FILE.gguf` for a file that
-            an installed distribution ships.
+            an installed distribution ships. Environment variables are expanded.
 
     Returns:
         The source, with local paths checked to exist.
 
     Raises:
-        UserError: If a local path or a package does not exist.
+        UserError: If a local path or a package does not exist, or a variable is not set.
     """
+    location = os.path.expandvars(base_model)
+    if "$" in location:
+        raise UserError(
+            f"base_model: {base_model!r} names an environment variable that is not set; set it, or "
+            "give the path itself."
+        )
     if base_model.startswith(PACKAGE_PREFIX):
         return _gguf_source(base_model, _packaged_file(base_model))
-    path = Path(base_model).expanduser()
+    path = Path(location).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"base_model: there is no GGUF file {base_model!r}.")
@@ -71,9 +78,9 @@ def resolve_model_source(base_model: str) -> ModelSource:
                 "Hugging Face format, or the path of a .gguf file."
             )
         return ModelSource(base_model, str(path))
-    if path.is_absolute() or base_model.startswith((".", "~")) or base_model.count("/") > 1:
+    if path.is_absolute() or location.startswith((".", "~")) or location.count("/") > 1:
         raise UserError(f"base_model: there is no folder or file {base_model!r}.")
-    name, _, revision = base_model.partition("@")
+    name, _, revision = location.partition("@")
     return ModelSource(base_model, name, revision=revision or None)
 
 

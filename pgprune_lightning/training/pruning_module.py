@@ -49,6 +49,7 @@ class PolicyGradientPruning(LightningModule):
     Args:
         base_model: The dense model: a hub id (optionally `ID@REVISION`), a folder in Hugging Face
             format, a `.gguf` file, or `package:DISTRIBUTION/FILE.gguf` from an installed package.
+            Environment variables are expanded.
         keep_ratio: Share of the budgeted units (or parameters) that stays, in (0, 1].
         unit_kinds: What one decision drops: `kv_group` (a key-value head with its query heads)
             and `mlp_channel`, or whole sub-layers, `attention` and `mlp`, each pair or one of it;

@@ -78,3 +78,15 @@ def test_missing_is_said_so(base_model: str, message: str) -> None:
 def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         resolve_model_source(str(tmp_path))
+
+
+def test_environment_variables_are_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("MODELS", str(tmp_path.parent))
+    source = resolve_model_source("${MODELS}/" + tmp_path.name)
+    assert source.location == str(tmp_path)
+    assert source.given == "${MODELS}/" + tmp_path.name, "plans name no path of one machine"
+    with pytest.raises(UserError, match="environment variable that is not set"):
+        resolve_model_source("${NO_SUCH_FOLDER}/model")

@@ -1,0 +1,1 @@
+"""Commands beside `fit`, `validate` and `test`: thin, one file each."""

@@ -1,0 +1,128 @@
+"""What is to be compared: methods in rows, settings in columns, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pgprune_lightning.errors import UserError
+
+MethodKind = Literal["dense", "metric", "slicegpt", "learned"]
+PictureKind = Literal["bars", "lines", "hamming", "sparsity"]
+
+Options = dict[str, Any]
+"""Options of `fit`, nested as in a configuration file."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row.
+
+    Args:
+        kind: `dense`: nothing is pruned; `metric`: the untrained mask; `learned`: the best plan of
+            a whole `fit`; `slicegpt`: rotation and slicing, which is no mask.
+        options: Options of `fit` for this row.
+    """
+
+    kind: MethodKind
+    options: Options
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the result is a mask over the model's units."""
+        return self.kind in ("metric", "learned")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the results.
+
+    Args:
+        kind: `bars`: a value for each method; `lines`: a value over the settings, a line for each
+            method; `hamming`: how far masks are from `method`'s, layer by layer; `sparsity`: what
+            `method` removes of each layer.
+        value: What bars and lines show, such as `perplexity_128`.
+        x_label: What the settings are.
+        method: Whose mask is looked at; None: the last learned one, else the last with a mask.
+    """
+
+    kind: PictureKind
+    value: str
+    x_label: str
+    method: str | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment file, read and checked.
+
+    Args:
+        title: Heads the table and the pictures.
+        recipe: Configurations that `fit` takes; later ones win.
+        options: Options of `fit` over the recipe, for every cell.
+        settings: Columns: options of `fit` by label.
+        methods: Rows, by name.
+        seeds: Seeds of what is random; all else is computed with the first.
+        evaluation_lengths: Block lengths at which perplexity is measured, in tokens.
+        evaluation_blocks: Blocks of each length at most; None: all that the recipe's text gives.
+        zero_shot: Names of zero-shot tasks.
+        pictures: Pictures to draw.
+    """
+
+    title: str
+    recipe: tuple[Path, ...]
+    options: Options
+    settings: dict[str, Options]
+    methods: dict[str, Method]
+    seeds: tuple[int, ...]
+    evaluation_lengths: tuple[int, ...]
+    evaluation_blocks: int | None
+    zero_shot: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Setting and method of every cell, setting by setting."""
+        return ((setting, method) for setting in self.settings for method in self.methods)
+
+    def layers(self, setting: str, method: str) -> list[Options]:
+        """Options of a cell over the recipe, in the order in which later ones win."""
+        layers = [self.options, self.settings[setting], self.methods[method].options]
+        return [layer for layer in layers if layer]
+
+
+def nested(options: dict[Any, Any], where: str) -> Options:
+    """Turn dotted keys into nested mappings, as configuration files have them.
+
+    Args:
+        options: Options by dotted or plain key; values may be mappings of the same form.
+        where: What the options are of, for messages.
+
+    Raises:
+        UserError: If a key is no text, or one option is given twice or as a value and a group.
+    """
+    result: Options = {}
+    for dotted, value in options.items():
+        if not isinstance(dotted, str) or not all(dotted.split(".")):
+            raise UserError(f"{where}: {dotted!r} is no name of an option, such as model.lr.")
+        *groups, name = dotted.split(".")
+        branch = result
+        for group in groups:
+            branch = branch.setdefault(group, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"{where}: {dotted} is given, and {group} as a whole too.")
+        _place(branch, name, value, f"{where}: {dotted}")
+    return result
+
+
+def _place(branch: Options, name: str, value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        value = nested(value, where)
+    if name not in branch:
+        branch[name] = value
+    elif isinstance(value, dict) and isinstance(branch[name], dict):
+        for inner, inner_value in value.items():
+            _place(branch[name], inner, inner_value, f"{where}.{inner}")
+    else:
+        raise UserError(f"{where} is given twice.")

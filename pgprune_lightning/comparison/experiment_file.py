@@ -1,0 +1,237 @@
+"""Reading an experiment file: YAML in, an `Experiment` out, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from pgprune_lightning.comparison.experiment import (
+    Experiment,
+    Method,
+    MethodKind,
+    Options,
+    Picture,
+    PictureKind,
+    nested,
+)
+from pgprune_lightning.comparison.option_check import check_options
+from pgprune_lightning.errors import UserError
+
+KEYS = (
+    "title",
+    "recipe",
+    "options",
+    "settings",
+    "methods",
+    "seeds",
+    "evaluation_lengths",
+    "evaluation_blocks",
+    "zero_shot",
+    "picture",
+)
+ONLY_SETTING = "all"
+"""Label of the one setting of a file that names none."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9._ +-]*[A-Za-z0-9_+-][A-Za-z0-9._ +-]*")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, which YAML lets the later one win."""
+
+
+def _unique_keys(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"{key!r} is given twice, at line {node.start_mark.line + 1} on.")
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _unique_keys)
+
+
+def load_experiment(
+    path: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Experiment:
+    """Read an experiment file and check every cell's options, without loading a model.
+
+    Args:
+        path: The YAML file.
+        options: Options of `fit` over the file's own `options`, for every cell.
+        seeds: Seeds in place of the file's.
+
+    Raises:
+        UserError: If the file cannot be read, has an unknown key or a wrong value, or a cell has
+            an option that `fit` does not take.
+    """
+    try:
+        data = _read(path)
+        experiment = _experiment(data, path.parent, dict(options or {}), seeds)
+        check_options(experiment)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return experiment
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(), _StrictLoader)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"is no YAML: {error}") from error
+    fields = _mapping(data, "the file", KEYS)
+    missing = [key for key in ("title", "recipe", "methods") if not fields.get(key)]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: missing; every experiment file needs it.")
+    return fields
+
+
+def _experiment(
+    data: dict[str, Any], folder: Path, over: Options, seeds: Sequence[int] | None
+) -> Experiment:
+    settings = _named(data.get("settings") or {ONLY_SETTING: {}}, "settings")
+    methods = _named(data["methods"], "methods")
+    lengths = _integers(data.get("evaluation_lengths", [128, 2048]), "evaluation_lengths", 2)
+    experiment = Experiment(
+        title=_text(data["title"], "title"),
+        recipe=_recipe(data["recipe"], folder),
+        options=_overlaid(nested(_mapping(data.get("options"), "options"), "options"), over),
+        settings={
+            label: nested(_mapping(options, f"settings.{label}"), f"settings.{label}")
+            for label, options in settings.items()
+        },
+        methods={name: _method(method, f"methods.{name}") for name, method in methods.items()},
+        seeds=_integers(data.get("seeds", [0]) if seeds is None else seeds, "seeds", 0),
+        evaluation_lengths=lengths,
+        evaluation_blocks=_blocks(data.get("evaluation_blocks")),
+        zero_shot=_texts(data.get("zero_shot"), "zero_shot"),
+        pictures=(),
+    )
+    pictures = _pictures(data.get("picture"), experiment)
+    return Experiment(**(vars(experiment) | {"pictures": pictures}))
+
+
+def _overlaid(options: Options, over: Options) -> Options:
+    """Lay options of the command line over the file's; a value replaces a value."""
+    result = dict(options)
+    for key, value in nested(over, "options").items():
+        inner = result.get(key)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        result[key] = _overlaid(inner or {}, value) if both else value
+    return result
+
+
+def _mapping(value: Any, where: str, allowed: Sequence[str] | None = None) -> dict[Any, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must be a mapping of names to values, given {value!r}.")
+    unknown = [str(key) for key in value if allowed is not None and key not in allowed]
+    if unknown:
+        raise UserError(
+            f"{where}: unknown key {', '.join(unknown)}; allowed are {', '.join(allowed or ())}."
+        )
+    return value
+
+
+def _named(value: Any, where: str) -> dict[str, Any]:
+    """A mapping whose keys become labels, and names of folders."""
+    result: dict[str, Any] = {}
+    folders: dict[str, str] = {}
+    for key, item in _mapping(value, where).items():
+        name = str(key)
+        if isinstance(key, bool) or not _SAFE_NAME.fullmatch(name):
+            raise UserError(
+                f"{where}: {name!r} becomes the name of a folder; use letters, digits, spaces and "
+                "any of . _ + - only."
+            )
+        other = folders.setdefault(folder_name(name).casefold(), name)
+        if other != name or name in result:
+            raise UserError(f"{where}: {other!r} and {name!r} would share a folder; rename one.")
+        result[name] = item
+    return result
+
+
+def folder_name(name: str) -> str:
+    """The folder of a setting or method."""
+    return name.replace(" ", "_")
+
+
+def _recipe(value: Any, folder: Path) -> tuple[Path, ...]:
+    names = _texts([value] if isinstance(value, str) else value, "recipe")
+    paths = tuple(folder / name for name in names)
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"recipe: there is no file {path}.")
+    return paths
+
+
+def _method(value: Any, where: str) -> Method:
+    fields = _mapping(value, where, ("kind", "options"))
+    kind = _choice(fields.get("kind"), get_args(MethodKind), f"{where}.kind")
+    options = _mapping(fields.get("options"), f"{where}.options")
+    return Method(kind, nested(options, f"{where}.options"))
+
+
+def _pictures(value: Any, experiment: Experiment) -> tuple[Picture, ...]:
+    if value is None:
+        return ()
+    entries = value if isinstance(value, list) else [value]
+    return tuple(_picture(entry, experiment) for entry in entries)
+
+
+def _picture(value: Any, experiment: Experiment) -> Picture:
+    fields = _mapping(value, "picture", ("kind", "value", "x_label", "method"))
+    kind = _choice(fields.get("kind"), get_args(PictureKind), "picture.kind")
+    perplexities = [f"perplexity_{length}" for length in experiment.evaluation_lengths]
+    others = ["parameters", "parameters_share", "seconds", "peak_memory_bytes"]
+    shown = fields.get("value", perplexities[0])
+    masks = [name for name, method in experiment.methods.items() if method.has_mask]
+    method = fields.get("method")
+    return Picture(
+        kind=kind,
+        value=_choice(shown, [*perplexities, *others], "picture.value"),
+        x_label=_text(fields.get("x_label", "setting"), "picture.x_label"),
+        method=None if method is None else _choice(method, masks, "picture.method"),
+    )
+
+
+def _choice(value: Any, allowed: Sequence[str], where: str) -> Any:
+    if value not in allowed:
+        raise UserError(f"{where}: must be one of {', '.join(allowed)}; given {value!r}.")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: must be a text, given {value!r}.")
+    return value
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if value is not None and not isinstance(value, list):
+        raise UserError(f"{where}: must be a list of texts, given {value!r}.")
+    return tuple(_text(item, where) for item in value or [])
+
+
+def _integers(value: Any, where: str, lowest: int) -> tuple[int, ...]:
+    numbers = list(value) if isinstance(value, (list, tuple)) else []
+    fit = all(type(number) is int and number >= lowest for number in numbers)
+    if not numbers or not fit or len(set(numbers)) != len(numbers):
+        raise UserError(
+            f"{where}: must be a list of different whole numbers of at least {lowest}, "
+            f"given {value!r}."
+        )
+    return tuple(numbers)
+
+
+def _blocks(value: Any) -> int | None:
+    return None if value is None else _integers([value], "evaluation_blocks", 1)[0]

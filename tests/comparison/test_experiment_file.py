@@ -1,0 +1,144 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgprune_lightning.comparison import Method, Picture, load_experiment
+from pgprune_lightning.errors import UserError
+
+WriteFile = Callable[..., Path]
+
+
+def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
+    path = experiment_file(
+        options={"trainer.max_steps": 3, "model": {"lr": 0.1}},
+        seeds=[0, 7],
+        evaluation_blocks=4,
+        zero_shot=["piqa"],
+        picture=[{"kind": "lines", "value": "seconds", "x_label": "keep ratio"}],
+    )
+    experiment = load_experiment(path)
+    assert experiment.title == "Two masks"
+    assert experiment.recipe == (path.parent / "config.yaml",)
+    assert experiment.options == {"trainer": {"max_steps": 3}, "model": {"lr": 0.1}}
+    assert experiment.settings == {
+        "0.8": {"model": {"keep_ratio": 0.8}},
+        "0.6": {"model": {"keep_ratio": 0.6}},
+    }
+    assert list(experiment.methods) == ["dense", "wanda_sp", "learned"]
+    assert experiment.methods["learned"] == Method("learned", {})
+    assert experiment.seeds == (0, 7)
+    assert experiment.evaluation_lengths == (16, 48)
+    assert experiment.evaluation_blocks == 4
+    assert experiment.zero_shot == ("piqa",)
+    assert experiment.pictures == (Picture("lines", "seconds", "keep ratio", None),)
+
+
+def test_what_a_file_leaves_out(experiment_file: WriteFile) -> None:
+    path = experiment_file(settings=None, evaluation_lengths=[128, 2048])
+    experiment = load_experiment(path)
+    assert experiment.settings == {"all": {}}
+    assert experiment.seeds == (0,)
+    assert experiment.options == {}
+    assert experiment.evaluation_blocks is None
+    assert (experiment.zero_shot, experiment.pictures) == ((), ())
+
+
+def test_settings_may_be_numbers(experiment_file: WriteFile) -> None:
+    path = experiment_file(settings={0.9: {"model.keep_ratio": 0.9}})
+    assert list(load_experiment(path).settings) == ["0.9"]
+
+
+def test_the_command_line_overrides_options_and_seeds(experiment_file: WriteFile) -> None:
+    path = experiment_file(options={"trainer.max_steps": 9, "trainer.log_every_n_steps": 5})
+    experiment = load_experiment(path, options={"trainer.max_steps": 2}, seeds=[3])
+    assert experiment.options == {"trainer": {"max_steps": 2, "log_every_n_steps": 5}}
+    assert experiment.seeds == (3,)
+
+
+def test_layers_come_in_the_order_in_which_later_ones_win(experiment_file: WriteFile) -> None:
+    methods = {"learned": {"kind": "learned", "options": {"model.lr": 3}}}
+    path = experiment_file(options={"model.lr": 1}, methods=methods)
+    layers = load_experiment(path).layers("0.8", "learned")
+    assert layers == [{"model": {"lr": 1}}, {"model": {"keep_ratio": 0.8}}, {"model": {"lr": 3}}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metods": {}}, "unknown key metods; allowed are title, recipe"),
+        ({"title": ""}, "title: missing"),
+        ({"methods": {}}, "methods: missing"),
+        ({"methods": [1]}, "methods: must be a mapping"),
+        ({"methods": {"a": {"kind": "wanda"}}}, "methods.a.kind: must be one of dense, metric"),
+        ({"methods": {"a": {"kind": "dense", "x": 1}}}, "methods.a: unknown key x"),
+        ({"methods": {"a/b": {"kind": "dense"}}}, "'a/b' becomes the name of a folder"),
+        ({"methods": {"..": {"kind": "dense"}}}, "'..' becomes the name of a folder"),
+        (
+            {"methods": {"a b": {"kind": "dense"}, "A_b": {"kind": "dense"}}},
+            "'a b' and 'A_b' would share a folder",
+        ),
+        ({"settings": {"x": 3}}, "settings.x: must be a mapping"),
+        ({"recipe": "missing.yaml"}, "recipe: there is no file .*missing.yaml"),
+        ({"recipe": 3}, "recipe: must be a list of texts"),
+        ({"seeds": []}, "seeds: must be a list of different whole numbers"),
+        ({"seeds": [0, 0]}, "seeds: must be a list of different"),
+        ({"evaluation_lengths": [1]}, "evaluation_lengths: .* at least 2"),
+        ({"evaluation_blocks": 0}, "evaluation_blocks: .* at least 1"),
+        ({"zero_shot": "piqa"}, "zero_shot: must be a list"),
+        ({"picture": {"kind": "pie"}}, "picture.kind: must be one of bars"),
+        ({"picture": {"kind": "bars", "value": "perplexity_8"}}, "picture.value: must be one of"),
+        ({"picture": {"kind": "sparsity", "method": "dense"}}, "picture.method: must be one of"),
+        ({"options": {"model.lr": 1, "model": {"lr": 2}}}, "options: model.lr is given twice"),
+        ({"options": {"model": 1, "model.lr": 2}}, "options: model.lr is given, and model"),
+        ({"options": {"model..lr": 1}}, "options: 'model..lr' is no name"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(
+    experiment_file: WriteFile, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=r"experiment\.yaml: ") as raised:
+        load_experiment(experiment_file(**changes))
+    assert re.search(message, str(raised.value)), raised.value
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.lrr": 1}, "model.lrr"),
+        ({"model.lr": "much"}, "model.lr:.*float.*much"),
+        ({"model.initialization.metric": "wanda"}, "model.initialization.metric:.*wanda"),
+        ({"run_dir": "x"}, "run_dir: the comparison chooses it"),
+        ({"seed_everything": 1}, "seed_everything: the comparison chooses it"),
+        ({"data.test": []}, "data.test: the masks are compared on the first text"),
+        ({"trainer.devices": 2}, "trainer.devices: a comparison runs on one device"),
+        ({"trainer.precision": "bf16-true"}, "trainer.precision: .*32-true"),
+    ],
+)
+def test_a_mistake_in_the_options_of_the_last_cell_is_named(
+    experiment_file: WriteFile, options: dict[str, Any], message: str
+) -> None:
+    methods = {"dense": {"kind": "dense"}, "last": {"kind": "metric", "options": options}}
+    with pytest.raises(UserError) as raised:
+        load_experiment(experiment_file(methods=methods))
+    text = " ".join(str(raised.value).split())
+    assert "settings.0.8, methods.last: " in text
+    assert re.search(message, text), text
+
+
+def test_a_method_given_twice_is_no_silent_loss(experiment_file: WriteFile) -> None:
+    path = experiment_file()
+    path.write_text(path.read_text() + "methods:\n  dense: {kind: dense}\n")
+    with pytest.raises(UserError, match="'methods' is given twice"):
+        load_experiment(path)
+
+
+def test_a_file_that_is_no_yaml(experiment_file: WriteFile) -> None:
+    path = experiment_file()
+    path.write_text("title: [")
+    with pytest.raises(UserError, match="is no YAML"):
+        load_experiment(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_experiment(path.with_name("missing.yaml"))
