@@ -61,7 +61,7 @@ class SaveResolvedConfig(SaveConfigCallback):
         """Hand the configuration to loggers that show it."""
         del pl_module, stage
         for logger in trainer.loggers:
-            logger.log_hyperparams(_plain(self.config.as_dict()))
+            logger.log_hyperparams(plain(self.config.as_dict()))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Too early."""
@@ -202,12 +202,12 @@ def _checkpoint_folder(run_dir: str) -> str:
     return str(Path(run_dir) / "checkpoints")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Primitives only, as loggers and YAML want them."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 

@@ -1,14 +1,20 @@
 """`compare`: one model, several methods, one table."""
 
 # No `from __future__ import annotations`: the command line reads these types.
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
+from pgprune_lightning.comparison import load_experiment
+from pgprune_lightning.comparison.cell_folder import ExistingCells
+from pgprune_lightning.comparison.comparison_run import run_comparison
+from pgprune_lightning.console import EXIT_USER_ERROR, OneLineErrorParser, quiet_libraries
 
 DESCRIPTION = (
     "Prunes one model by several methods on one calibration text, measures the results alike, and "
-    "writes a table, pictures and compare.json. Start with: pgprune compare --config "
-    "configs/experiments/tiny.yaml --output runs/tiny"
+    "writes a table, pictures and compare.json. Cells that are finished are not computed again. "
+    "Start with: pgprune compare --config configs/experiments/tiny.yaml --output runs/tiny"
 )
 
 
@@ -20,8 +26,50 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0, or 2 if a cell failed.
+
+    Raises:
+        UserError: If the experiment cannot be run as it is.
     """
     quiet_libraries()
+    given = compare_parser().parse_args(list(arguments))
+    experiment = load_experiment(Path(given.config), options=given.options, seeds=given.seeds)
+    command = shlex.join(["python", "-m", "pgprune_lightning", "compare", *arguments])
+    complete = run_comparison(experiment, Path(given.output), given.existing, command)
+    return 0 if complete else EXIT_USER_ERROR
+
+
+def compare_parser() -> OneLineErrorParser:
+    """The command's own options."""
     parser = OneLineErrorParser(prog="pgprune compare", description=DESCRIPTION)
-    parser.parse_args(list(arguments))
-    return 0
+    parser.add_argument(
+        "--config",
+        type=str,
+        required=True,
+        help="Experiment file: methods, settings and seeds over a recipe of fit (README).",
+    )
+    parser.add_argument(
+        "--output",
+        type=str,
+        required=True,
+        help="Folder of the results; cells that are already there are taken from it.",
+    )
+    parser.add_argument(
+        "--existing",
+        type=ExistingCells,
+        default="reuse",
+        help="Cells in the folder that were computed with other options: reuse the folder and "
+        "move them aside, or stop with the difference.",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=list[int] | None,
+        default=None,
+        help="Seeds in place of the file's, such as [0,1,2].",
+    )
+    parser.add_argument(
+        "--options",
+        type=dict[str, Any] | None,
+        default=None,
+        help="Options of fit for every cell, over the file's: --options.trainer.max_steps 50.",
+    )
+    return parser

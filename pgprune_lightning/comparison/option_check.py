@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-from typing import Any, NoReturn
+from typing import Any
 
 from pgprune_lightning.comparison.experiment import Experiment
-from pgprune_lightning.console import OneLineErrorParser, plain_message
+from pgprune_lightning.comparison.repeated_cli import fit_parser
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.pruning_cli import PruningCLI, run_command
+from pgprune_lightning.pruning_cli import PruningCLI
 
 OWN_OPTIONS = ("config", "run_dir", "existing_run", "ckpt_path", "seed_everything")
 """Options of `fit` that a comparison sets itself."""
-
-
-class RaisingParser(OneLineErrorParser):
-    """Raises what it would print."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the error as one of the user's."""
-        raise UserError(re.sub(r"^config: ", "", plain_message(message))) from ex
-
-
-class _ParserIsMade(Exception):  # noqa: N818 - a signal, no error
-    """Ends LightningCLI's work before it parses."""
-
-
-class _ParserMaker(PruningCLI):
-    """Makes the parser and nothing else."""
-
-    def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
-        """Hand the parser over."""
-        del args
-        raise _ParserIsMade(parser)
-
-
-def fit_parser() -> RaisingParser:
-    """The parser of the command line, for `fit` and as many configurations as there are."""
-    try:
-        run_command(["fit"], _ParserMaker, RaisingParser)
-    except _ParserIsMade as made:
-        parser: RaisingParser = made.args[0]
-        return parser
-    raise AssertionError("LightningCLI has not parsed")
 
 
 def cell_arguments(experiment: Experiment, setting: str, method: str) -> list[str]:

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from pgprune_lightning.masking.dense import DenseExecution
 from pgprune_lightning.masking.fingerprint import model_fingerprint
 from pgprune_lightning.masking.frozen_model import (
-    load_frozen_model,
     load_model_config,
     model_on_meta,
     resolve_dtype,
 )
+from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.masking.model_units import mask_space_of
 from pgprune_lightning.masking.token_loss import predicting_states, token_kl, token_nll
@@ -71,7 +71,7 @@ class FrozenEnvironment:
         Raises:
             UserError: If they cannot be loaded.
         """
-        model = load_frozen_model(
+        model = open_frozen_model(
             self.source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
         )
         self._execution = DenseExecution(model, self.space)

@@ -39,7 +39,7 @@ def claim_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool)
     check_run_folder(run_dir, existing_run, resumes=resumes)
     try:
         if not resumes and _holds_run(run_dir):
-            run_dir.rename(_free_name(run_dir))
+            run_dir.rename(free_name(run_dir))
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
@@ -51,8 +51,9 @@ def _holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in RUN_FILES)
 
 
-def _free_name(run_dir: Path) -> Path:
+def free_name(folder: Path) -> Path:
+    """The first of FOLDER-1, -2, ... that does not exist, to move a folder aside to."""
     number = 1
-    while (aside := run_dir.with_name(f"{run_dir.name}-{number}")).exists():
+    while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     return aside

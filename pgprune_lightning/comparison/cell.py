@@ -1,0 +1,118 @@
+"""The cells of an experiment, each checked as far as it can be without a model's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import callbacks
+from pgprune_lightning.comparison.cell_identity import Identity, cell_identity
+from pgprune_lightning.comparison.experiment import Experiment, MethodKind
+from pgprune_lightning.comparison.experiment_file import folder_name
+from pgprune_lightning.comparison.option_check import cell_arguments
+from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.pruning_cli import plain, run_command
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method in one setting with one seed.
+
+    Args:
+        setting: Its column.
+        method: Its row.
+        kind: What the method is.
+        seed: Its seed.
+        arguments: Its configuration, as the command line takes it.
+        identity: Everything that decides its numbers.
+        folder: Where its results lie.
+    """
+
+    setting: str
+    method: str
+    kind: MethodKind
+    seed: int
+    arguments: tuple[str, ...]
+    identity: Identity
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.setting} / {self.method} / seed {self.seed}"
+
+
+class _CheckedCLI(RepeatedCLI):
+    """Builds everything that `fit` builds before it loads a model, and stops."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Check what is else found only when the run begins."""
+        if subcommand != "fit":
+            return
+        self.model.budgets.check_length(self.trainer.max_steps)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.MaskCheckpoint):
+                callback.setup(self.trainer, self.model, subcommand)
+
+
+def cells_of(experiment: Experiment, output: Path) -> list[Cell]:
+    """All cells, setting by setting, then method by method.
+
+    Args:
+        experiment: What is compared.
+        output: Where results go.
+
+    Raises:
+        UserError: If a cell cannot be run; it names the setting and the method.
+    """
+    cells = []
+    for setting, method in experiment.pairs():
+        try:
+            cells += _cells(experiment, setting, method, output)
+        except UserError as error:
+            raise UserError(f"settings.{setting}, methods.{method}: {error}") from error
+    return cells
+
+
+def _cells(experiment: Experiment, setting: str, method: str, output: Path) -> list[Cell]:
+    kind = experiment.methods[method].kind
+    arguments = cell_arguments(experiment, setting, method)
+    config = _checked_config(kind, arguments)
+    folder = output / "cells" / folder_name(setting) / folder_name(method)
+    seeds = experiment.seeds if _is_random(kind, config) else experiment.seeds[:1]
+    return [
+        Cell(
+            setting=setting,
+            method=method,
+            kind=kind,
+            seed=seed,
+            arguments=tuple(arguments),
+            identity=cell_identity(experiment, kind, _seeded(config, seed), seed),
+            folder=folder / f"seed{seed}",
+        )
+        for seed in seeds
+    ]
+
+
+def _checked_config(kind: MethodKind, arguments: list[str]) -> dict[str, Any]:
+    """The resolved options of a cell."""
+    subcommand = "fit" if kind == "learned" else "validate"
+    # The recipe's own folder may hold a run, which is none of our business.
+    run = [subcommand, *arguments, "--existing_run=move_aside"]
+    cli = run_command(run, _CheckedCLI, RaisingParser)
+    config: dict[str, Any] = plain(cli.config[subcommand].as_dict())
+    return config
+
+
+def _is_random(kind: MethodKind, config: dict[str, Any]) -> bool:
+    start = config["model"]["initialization"]
+    random_metric = start["metric"] == "random" and start["plan"] is None and not start["scores"]
+    return kind == "learned" or (kind == "metric" and random_metric)
+
+
+def _seeded(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The options with a seed where `seed_everything` puts it."""
+    groups = {name: config[name] | {"seed": seed} for name in ("model", "data")}
+    return config | groups

@@ -1,0 +1,104 @@
+"""A cell's folder: what it belongs to, and whether it is finished.
+
+`options.json` is written when a cell begins and says what it is; `cell.json` is written last and
+holds its numbers. A folder with the first and without the second is gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.comparison.cell import Cell
+from pgprune_lightning.comparison.cell_identity import digest_of, first_difference
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.training.run_folder import free_name
+
+ExistingCells = Literal["reuse", "stop"]
+
+OPTIONS_FILE = "options.json"
+RESULT_FILE = "cell.json"
+
+CellResult = dict[str, Any]
+"""What `cell.json` holds."""
+
+
+def check_folders(cells: Sequence[Cell], existing: ExistingCells) -> None:
+    """Refuse cells of other options, before anything is computed.
+
+    Args:
+        cells: The cells that are wanted.
+        existing: `stop`: refuse; `reuse`: they will be moved aside and computed anew.
+
+    Raises:
+        UserError: If there is one and it is to stop; it names the first difference.
+    """
+    for cell in cells if existing == "stop" else ():
+        old = _read(cell.folder / OPTIONS_FILE)
+        if old is not None and old["digest"] != digest_of(cell.identity):
+            difference = first_difference(old["identity"], cell.identity)
+            raise UserError(
+                f"{cell.folder} was computed with other options ({difference}). Choose another "
+                "--output, or pass --existing reuse, which moves such cells aside."
+            )
+
+
+def finished_result(cell: Cell) -> CellResult | None:
+    """The numbers of a finished cell with the same options; None if there are none."""
+    if not _is_of(cell):
+        return None
+    return _read(cell.folder / RESULT_FILE)
+
+
+def begin(cell: Cell) -> None:
+    """Make the folder of a cell that is to be computed; another's is moved aside.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    if cell.folder.exists() and not _is_of(cell):
+        cell.folder.rename(free_name(cell.folder))
+    description = {"digest": digest_of(cell.identity), "identity": cell.identity}
+    write_atomically(cell.folder / OPTIONS_FILE, json.dumps(description, indent=1).encode())
+
+
+def finish(cell: Cell, result: CellResult) -> None:
+    """Write a cell's numbers, by which it counts as finished.
+
+    Raises:
+        UserError: If they cannot be written.
+    """
+    text = json.dumps(result, indent=1, allow_nan=False)
+    write_atomically(cell.folder / RESULT_FILE, text.encode())
+
+
+def copy_finished(source: Cell, cell: Cell) -> CellResult:
+    """Take over the folder of a finished cell with the same options, under this cell's name."""
+    if cell.folder.exists():
+        cell.folder.rename(free_name(cell.folder))
+    shutil.copytree(source.folder, cell.folder, ignore=shutil.ignore_patterns(RESULT_FILE))
+    result = _read(source.folder / RESULT_FILE)
+    assert result is not None, source.folder
+    renamed = result | {"setting": cell.setting, "method": cell.method}
+    finish(cell, renamed)
+    return renamed
+
+
+def _is_of(cell: Cell) -> bool:
+    old = _read(cell.folder / OPTIONS_FILE)
+    return old is not None and old["digest"] == digest_of(cell.identity)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Delete its folder.") from error
+    assert isinstance(data, dict), path
+    return data

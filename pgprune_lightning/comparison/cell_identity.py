@@ -1,0 +1,131 @@
+"""What decides the numbers of a cell, so that a finished one is found again and never mistaken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pgprune_lightning.comparison.experiment import Experiment, MethodKind
+from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
+
+NO_NUMBER_CHANGES = {
+    "": (
+        *("config", "run_dir", "existing_run", "ckpt_path", "seed_everything", "wandb"),
+        *("perplexity_validation", "mask_checkpoint", "baseline_tracker", "sparsity_tracker"),
+        *("training_progress", "checkpoint", "outcome_report"),
+    ),
+    "data": ("num_workers", "cache_dir"),
+    "trainer": (
+        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"),
+        *("default_root_dir", "callbacks", "profiler"),
+    ),
+}
+"""Options of `fit`, by group, that change no number of a cell."""
+
+OF_TRAINING = {
+    "model": (
+        *("lr", "lr_factors", "lr_schedule", "num_mask_samples", "loss", "estimator"),
+        "progressive",
+    ),
+    "data": ("validation",),
+}
+"""Those that an untrained mask does not see."""
+
+OF_MODEL = ("base_model", "dtype", "attention")
+
+Identity = dict[str, Any]
+"""Primitives, nested; equal identities have equal numbers."""
+
+_BYTES_AT_EACH_END = 2**16
+
+
+def cell_identity(
+    experiment: Experiment, kind: MethodKind, config: dict[str, Any], seed: int
+) -> Identity:
+    """Everything that decides a cell's numbers.
+
+    Args:
+        experiment: Says what is measured.
+        kind: What the method is.
+        config: Resolved options of `fit`, primitives, nested.
+        seed: Seed of the cell.
+    """
+    source = resolve_model_source(config["model"]["base_model"])
+    return {
+        "kind": kind,
+        "seed": None if kind == "dense" else seed,
+        "base_model": _model_digest(source),
+        "fit": _deciding_options(kind, config),
+        "evaluation_lengths": list(experiment.evaluation_lengths),
+        "evaluation_blocks": experiment.evaluation_blocks,
+        "zero_shot": list(experiment.zero_shot),
+    }
+
+
+def digest_of(identity: Identity) -> str:
+    """A hash of an identity: 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def first_difference(old: Identity, new: Identity) -> str:
+    """The first entry that differs, as `name: OLD, now NEW`; empty if there is none."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            name_of_option = name.removeprefix("fit.")
+            return f"{name_of_option}: {before.get(name)!r}, now {after.get(name)!r}"
+    return ""
+
+
+def _deciding_options(kind: MethodKind, config: dict[str, Any]) -> dict[str, Any]:
+    options = _without(config, NO_NUMBER_CHANGES)
+    # The masks are compared on the first text alone.
+    options["data"]["test"] = options["data"]["test"][:1]
+    if kind == "learned":
+        return options
+    options = _without(options, OF_TRAINING)
+    options["trainer"] = {"accelerator": config["trainer"]["accelerator"]}
+    if kind == "dense":
+        options["model"] = {name: config["model"][name] for name in OF_MODEL}
+        options = _without(options, {"data": ("train", "seed", "block_length", "batch_size")})
+    return options
+
+
+def _without(config: dict[str, Any], names: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Leave out options, given by group; the group "" is that of the top level."""
+    result = {name: value for name, value in config.items() if name not in names.get("", ())}
+    for group in names.keys() - {""}:
+        left = {name: value for name, value in result[group].items() if name not in names[group]}
+        result[group] = left
+    return result
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        yield prefix, value
+        return
+    for name, item in value.items():
+        yield from _leaves(item, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _model_digest(source: ModelSource) -> str:
+    """Identify a model without reading all of it: sizes, and both ends of each of its files."""
+    if not source.is_local:
+        return f"{source.location}@{source.revision}"
+    folder = Path(source.location)
+    names = [source.gguf_file] if source.gguf_file else sorted(p.name for p in folder.iterdir())
+    digest = hashlib.sha256()
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{name} {size}".encode())
+            digest.update(file.read(_BYTES_AT_EACH_END))
+            file.seek(max(0, size - _BYTES_AT_EACH_END))
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""Computing one cell: make the mask or the model, then measure it.
+
+Shapes: U units, B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from pgprune_lightning.comparison.cell import Cell
+from pgprune_lightning.comparison.cell_folder import CellResult
+from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
+from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.comparison.measurement import measure_perplexities
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.evaluation import provenance
+from pgprune_lightning.evaluation.resources import ResourceMeter
+from pgprune_lightning.plan import PruningPlan
+
+PLAN_FOLDER = "plan"
+RUN_FOLDER = "run"
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """What a method has made.
+
+    Args:
+        cli: The command line that it was made by.
+        meter: What that took.
+        token_nll: Token ids, (B, T), to nats per scored token, (B, T - 1).
+        parameters: Parameters of the pruned model.
+        plan: The pruning plan, if the method makes a mask.
+        details: More that the result is to say.
+    """
+
+    cli: CellCLI
+    meter: ResourceMeter
+    token_nll: Callable[[Tensor], Tensor]
+    parameters: int
+    plan: PruningPlan | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
+    """Make what a cell is about, measure it, and keep its plan.
+
+    Args:
+        cell: The cell.
+        experiment: Says what is measured.
+
+    Returns:
+        Primitives: `perplexity_LENGTH`, `parameters`, `parameters_share`, `seconds`,
+        `peak_memory_bytes`, and what they belong to.
+
+    Raises:
+        UserError: If something has to be changed by the user.
+    """
+    pruned = _MAKERS[cell.kind](cell)
+    if pruned.plan is not None:
+        pruned.plan.save(cell.folder / PLAN_FOLDER)
+    cli = pruned.cli
+    environment = cli.model.environment
+    perplexities = measure_perplexities(
+        pruned.token_nll,
+        cli.datamodule,
+        experiment.evaluation_lengths,
+        experiment.evaluation_blocks,
+        cli.device,
+    )
+    dense_parameters = environment.space.total_parameters
+    return {
+        "setting": cell.setting,
+        "method": cell.method,
+        "kind": cell.kind,
+        "seed": cell.seed,
+        **perplexities,
+        "parameters": pruned.parameters,
+        "parameters_share": pruned.parameters / dense_parameters,
+        "seconds": pruned.meter.seconds,
+        "peak_memory_bytes": pruned.meter.peak_memory_bytes,
+        "text": cli.datamodule.test[0].title,
+        "base_model": environment.base_model.source,
+        "max_positions": getattr(environment.model.config, "max_position_embeddings", None),
+        **pruned.details,
+        "provenance": provenance(cli.device),
+    }
+
+
+def _dense(cell: Cell) -> _Pruned:
+    cli = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
+    environment = cli.model.environment
+    meter = ResourceMeter()
+    meter.start(cli.device)
+    meter.stop()
+    return _Pruned(
+        cli,
+        meter,
+        token_nll=partial(environment.token_nll, mask_U=None),
+        parameters=environment.space.total_parameters,
+    )
+
+
+def _metric(cell: Cell) -> _Pruned:
+    cli = run_start([*cell.arguments], cell.folder / RUN_FOLDER, cell.seed)
+    plan = cli.model.current_plan()
+    cli.making.meter.stop()
+    return _masked(cli, plan, {})
+
+
+def _learned(cell: Cell) -> _Pruned:
+    run_dir = cell.folder / RUN_FOLDER
+    cli = run_fit([*cell.arguments], run_dir, cell.seed)
+    cli.making.meter.stop()
+    plan = PruningPlan.load(run_dir / "plans" / "best")
+    details = {
+        "steps": cli.trainer.global_step,
+        "learned_at_step": plan.step,
+        "validation_perplexity": plan.validation["perplexity"],
+    }
+    return _masked(cli, plan, details)
+
+
+def _masked(cli: CellCLI, plan: PruningPlan, details: dict[str, Any]) -> _Pruned:
+    return _Pruned(
+        cli,
+        cli.making.meter,
+        token_nll=partial(cli.model.environment.token_nll, mask_U=plan.mask_U),
+        parameters=plan.kept_parameters,
+        plan=plan,
+        details=details | {"unit_kinds": list(plan.space.kinds)},
+    )
+
+
+def _slicegpt(cell: Cell) -> _Pruned:
+    raise UserError("SliceGPT is not part of this version.")
+
+
+_MAKERS = {"dense": _dense, "metric": _metric, "learned": _learned, "slicegpt": _slicegpt}

@@ -1,0 +1,116 @@
+"""Running `fit`, or its start alone, for one cell: measured, and without the report at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+import callbacks
+from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
+from pgprune_lightning.evaluation.resources import ResourceMeter
+from pgprune_lightning.masking.frozen_model import resolve_dtype
+from pgprune_lightning.masking.model_reuse import open_frozen_model
+from pgprune_lightning.pruning_cli import run_command
+
+ANY_START = (
+    "--model.initialization.metric=random",
+    "--model.initialization.plan=null",
+    "--model.initialization.scores=null",
+)
+"""Where the mask is not looked at: the start that takes nothing and suits every kind of unit."""
+
+
+class MakingOfMask(Callback):
+    """Measures what a mask takes: from the loaded model and the tokenised texts to the last step.
+
+    A fit that goes on from a checkpoint counts what was before it, too.
+    """
+
+    def __init__(self) -> None:
+        self.meter = ResourceMeter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been taken so far."""
+        seconds, peak = self.meter.lap()
+        return {"seconds": seconds, "peak_memory_bytes": peak}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.meter.seconds += state_dict["seconds"]
+        self.meter.peak_memory_bytes = state_dict["peak_memory_bytes"]
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Begin; the model is there, and the texts are tokenised."""
+        del pl_module, stage
+        self.meter.start(trainer.strategy.root_device)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """End, before other callbacks measure the outcome."""
+        del trainer, pl_module
+        self.meter.stop()
+
+
+class CellCLI(RepeatedCLI):
+    """The command line of one cell."""
+
+    making: MakingOfMask
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Put the measurement first, and leave out the report, whose numbers are not looked at."""
+        trainer = super().instantiate_trainer(**options)
+        self.making = MakingOfMask()
+        others: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+        kept = [other for other in others if not isinstance(other, callbacks.OutcomeReport)]
+        trainer.callbacks = [self.making, *kept]  # type: ignore[attr-defined]
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """Load the model before anything is measured; the environment will find it."""
+        super().after_instantiate_classes()
+        device = self.device
+        open_frozen_model(
+            self.model.source,
+            dtype=resolve_dtype(self.model.model_dtype, device),
+            device=device,
+            attention=self.model.attention,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        device: torch.device = self.trainer.strategy.root_device
+        return device
+
+
+def run_start(arguments: list[str], run_dir: Path, seed: int) -> CellCLI:
+    """Set everything up as `fit` would, take the first mask and no step.
+
+    Args:
+        arguments: The cell's configuration.
+        run_dir: Where nothing is written.
+        seed: Seed of the order of the text, and of a random start.
+    """
+    own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--trainer.limit_val_batches=0"]
+    cli = run_command(["validate", *arguments, *own], CellCLI, RaisingParser)
+    assert isinstance(cli, CellCLI)
+    return cli
+
+
+def run_fit(arguments: list[str], run_dir: Path, seed: int) -> CellCLI:
+    """Run a whole `fit`, from its last checkpoint on where an earlier try has left one.
+
+    Args:
+        arguments: The cell's configuration.
+        run_dir: Folder of the run.
+        seed: Seed of the run.
+    """
+    own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--existing_run=move_aside"]
+    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    if checkpoint.is_file():
+        own.append(f"--ckpt_path={checkpoint}")
+    cli = run_command(["fit", *arguments, *own], CellCLI, RaisingParser)
+    assert isinstance(cli, CellCLI)
+    return cli

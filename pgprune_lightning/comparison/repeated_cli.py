@@ -1,0 +1,56 @@
+"""The command line of `fit`, many times in one process, and with errors that can be caught."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, NoReturn
+
+from pgprune_lightning.console import OneLineErrorParser, plain_message
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.pruning_cli import PruningCLI, run_command
+
+
+class RaisingParser(OneLineErrorParser):
+    """Raises what it would print."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the error as one of the user's."""
+        raise UserError(re.sub(r"^config: ", "", plain_message(message))) from ex
+
+
+class RepeatedCLI(PruningCLI):
+    """Makes the parser once for all runs of a process: that takes longer than parsing."""
+
+    _parser_state: ClassVar[dict[str, Any]] = {}
+
+    def setup_parser(self, *arguments: Any, **keywords: Any) -> None:
+        """Make the parser, or take the one that another run has made."""
+        if not RepeatedCLI._parser_state:
+            before = set(vars(self))
+            super().setup_parser(*arguments, **keywords)
+            made = {name: value for name, value in vars(self).items() if name not in before}
+            RepeatedCLI._parser_state.update(made)
+        vars(self).update(RepeatedCLI._parser_state)
+
+
+class _ParserIsMade(Exception):  # noqa: N818 - a signal, no error
+    """Ends LightningCLI's work before it parses."""
+
+
+class _ParserMaker(RepeatedCLI):
+    """Makes the parser and nothing else."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
+        """Hand the parser over."""
+        del args
+        raise _ParserIsMade(parser)
+
+
+def fit_parser() -> RaisingParser:
+    """The parser of the command line, for as many configurations as there are."""
+    try:
+        run_command(["fit"], _ParserMaker, RaisingParser)
+    except _ParserIsMade as made:
+        parser: RaisingParser = made.args[0]
+        return parser
+    raise AssertionError("LightningCLI has not parsed")

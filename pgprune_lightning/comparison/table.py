@@ -1,0 +1,222 @@
+"""The results as tables: for a terminal, as Markdown, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pgprune_lightning.comparison.results import Results
+
+OVERFLOW = "overflow"
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value that results have.
+
+    Args:
+        name: Its key.
+        title: Its name for a reader, with its unit.
+        show: How it is written.
+    """
+
+    name: str
+    title: str
+    show: Callable[[float | None], str]
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """One table: its first column names the methods."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def number(value: float | None) -> str:
+    """A perplexity with four figures or so."""
+    if value is None:
+        return OVERFLOW
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 100 else f"{value:.2f}"
+
+
+def seconds(value: float | None) -> str:
+    """A time in seconds, or in minutes and hours where it is long."""
+    if value is None:
+        return MISSING
+    minutes, rest = divmod(round(value), 60)
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _parameters(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value / 1e6:,.1f} M" if value >= 1e7 else f"{value / 1e3:,.1f} k"
+
+
+def _share(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1%}"
+
+
+def _memory(value: float | None) -> str:
+    return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
+
+
+OTHER_VALUES = (
+    _Value("parameters", "parameters", _parameters),
+    _Value("parameters_share", "of dense", _share),
+    _Value("seconds", "time to make", seconds),
+    _Value("peak_memory_bytes", "peak memory", _memory),
+)
+
+
+def value_title(name: str) -> str:
+    """A value's name for a reader, such as `perplexity at 128 tokens`."""
+    titles = {value.name: value.title for value in OTHER_VALUES}
+    return titles.get(name, name.replace("perplexity_", "perplexity at ") + " tokens")
+
+
+def value_text(name: str, value: float) -> str:
+    """A value as the tables write it."""
+    shows = {other.name: other.show for other in OTHER_VALUES}
+    return shows.get(name, number)(value)
+
+
+def markdown(results: Results) -> str:
+    """All tables as Markdown."""
+    lines = [f"# {results['title']}", ""]
+    for sheet in _sheets(results):
+        if sheet.title:
+            lines += [f"## {sheet.title}", ""]
+        lines += [_row(sheet.header), _row(["---", *["---:"] * (len(sheet.header) - 1)])]
+        lines += [*(_row(row) for row in sheet.rows), ""]
+    for note in _notes(results):
+        lines += [note, ""]
+    source = results["provenance"]
+    lines.append(f"`{results['command']}` on {source['device']}, commit {source['commit']}.")
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(results: Results) -> str:
+    """One line for each seed of each method in each setting, full precision."""
+    lines = list(_csv_rows(results))
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def print_table(results: Results) -> None:
+    """Print all tables to the terminal."""
+    console = Console()
+    for sheet in _sheets(results):
+        title = ": ".join(filter(None, (results["title"], sheet.title)))
+        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+        for position, name in enumerate(sheet.header):
+            table.add_column(escape(name), justify="right" if position else "left", min_width=8)
+        for row in sheet.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+    for note in _notes(results):
+        console.print(note, markup=False, highlight=False)
+
+
+def _sheets(results: Results) -> list[_Sheet]:
+    """One table of all values where there is one setting, else one a value."""
+    lengths = results["evaluation_lengths"]
+    values = [_Value(f"perplexity_{n}", _length_title(results, n), number) for n in lengths]
+    settings = results["settings"]
+    if len(settings) == 1:
+        (label,) = settings
+        methods = settings[label]["methods"]
+        return [_single(methods, [*values, *OTHER_VALUES])]
+    return [_by_setting(settings, value) for value in (*values, *OTHER_VALUES[1:])]
+
+
+def _single(methods: dict[str, Any], values: Sequence[_Value]) -> _Sheet:
+    rows = [[name, *(_shown(entry, value) for value in values)] for name, entry in methods.items()]
+    return _Sheet("", ["", *(value.title for value in values)], rows)
+
+
+def _by_setting(settings: dict[str, Any], value: _Value) -> _Sheet:
+    names = dict.fromkeys(name for entry in settings.values() for name in entry["methods"])
+    rows = [
+        [name, *(_shown(entry["methods"].get(name), value) for entry in settings.values())]
+        for name in names
+    ]
+    return _Sheet(value.title, ["", *settings], rows)
+
+
+def _shown(entry: dict[str, Any] | None, value: _Value) -> str:
+    if entry is None:
+        return MISSING
+    text = value.show(entry[value.name])
+    deviation = entry["deviation"].get(value.name)
+    return text if not deviation else f"{text} ± {value.show(deviation)}"
+
+
+def _length_title(results: Results, length: int) -> str:
+    mark = " (*)" if length in _beyond_positions(results) else ""
+    return f"perplexity at {length}{mark}"
+
+
+def _entries(results: Results) -> Iterator[dict[str, Any]]:
+    for setting in results["settings"].values():
+        yield from setting["methods"].values()
+
+
+def _positions(results: Results) -> int | None:
+    """Positions that the models were made for, the fewest of them."""
+    return min((e["max_positions"] for e in _entries(results) if e["max_positions"]), default=None)
+
+
+def _beyond_positions(results: Results) -> list[int]:
+    positions = _positions(results)
+    lengths: list[int] = results["evaluation_lengths"]
+    return [length for length in lengths if positions is not None and length > positions]
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    texts = dict.fromkeys(entry["text"] for entry in _entries(results))
+    if texts:
+        notes.append(f"Perplexity on {', '.join(texts)}; lower is better.")
+    if _beyond_positions(results):
+        notes.append(
+            f"(*) The model was made for {_positions(results)} positions; beyond them its rotary "
+            "embeddings go on untrained."
+        )
+    if any(entry["deviation"] for entry in _entries(results)):
+        notes.append("Mean ± sample standard deviation over seeds.")
+    if any(entry["kind"] == "slicegpt" for entry in _entries(results)):
+        notes.append(
+            "SliceGPT's parameters include the matrices that it adds to the shortcuts, and an "
+            "embedding of its own where the dense model's is tied."
+        )
+    notes += [f"Failed: {name}: {message}" for name, message in results["errors"].items()]
+    return notes
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _csv_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for label, setting in results["settings"].items():
+        for name, entry in setting["methods"].items():
+            for seed in entry["seeds"]:
+                yield {"setting": label, "method": name} | seed
