@@ -1,22 +1,18 @@
-"""Computing one cell: make the mask or the model, then measure it.
-
-Shapes: U units, B sequences, T tokens.
-"""
+"""Computing one cell: make the mask or the model, then measure it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from torch import Tensor
+from transformers import PreTrainedModel
 
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
 from pgprune_lightning.comparison.experiment import Experiment
-from pgprune_lightning.comparison.measurement import measure_perplexities
+from pgprune_lightning.comparison.measurement import measure
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.evaluation.resources import ResourceMeter
@@ -33,15 +29,15 @@ class _Pruned:
     Args:
         cli: The command line that it was made by.
         meter: What that took.
-        token_nll: Token ids, (B, T), to nats per scored token, (B, T - 1).
-        parameters: Parameters of the pruned model.
+        opened: Gives the pruned model for the length of a `with` block.
+        parameters: How many the pruned model has.
         plan: The pruning plan, if the method makes a mask.
         details: More that the result is to say.
     """
 
     cli: CellCLI
     meter: ResourceMeter
-    token_nll: Callable[[Tensor], Tensor]
+    opened: AbstractContextManager[PreTrainedModel]
     parameters: int
     plan: PruningPlan | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -55,8 +51,8 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         experiment: Says what is measured.
 
     Returns:
-        Primitives: `perplexity_LENGTH`, `parameters`, `parameters_share`, `seconds`,
-        `peak_memory_bytes`, and what they belong to.
+        Primitives: what `measure` gives; `parameters`, `parameters_share`, `seconds`,
+        `peak_memory_bytes`; and what they belong to.
 
     Raises:
         UserError: If something has to be changed by the user.
@@ -66,20 +62,15 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         pruned.plan.save(cell.folder / PLAN_FOLDER)
     cli = pruned.cli
     environment = cli.model.environment
-    perplexities = measure_perplexities(
-        pruned.token_nll,
-        cli.datamodule,
-        experiment.evaluation_lengths,
-        experiment.evaluation_blocks,
-        cli.device,
-    )
+    with pruned.opened as model:
+        measured = measure(model, cli.datamodule, experiment)
     dense_parameters = environment.space.total_parameters
     return {
         "setting": cell.setting,
         "method": cell.method,
         "kind": cell.kind,
         "seed": cell.seed,
-        **perplexities,
+        **measured,
         "parameters": pruned.parameters,
         "parameters_share": pruned.parameters / dense_parameters,
         "seconds": pruned.meter.seconds,
@@ -101,7 +92,7 @@ def _dense(cell: Cell) -> _Pruned:
     return _Pruned(
         cli,
         meter,
-        token_nll=partial(environment.token_nll, mask_U=None),
+        opened=nullcontext(environment.model),
         parameters=environment.space.total_parameters,
     )
 
@@ -130,7 +121,7 @@ def _masked(cli: CellCLI, plan: PruningPlan, details: dict[str, Any]) -> _Pruned
     return _Pruned(
         cli,
         cli.making.meter,
-        token_nll=partial(cli.model.environment.token_nll, mask_U=plan.mask_U),
+        opened=cli.model.environment.masked(plan.mask_U),
         parameters=plan.kept_parameters,
         plan=plan,
         details=details | {"unit_kinds": list(plan.space.kinds)},

@@ -1,51 +1,56 @@
-"""Measuring a pruned model: perplexity of the first test text at several block lengths.
-
-Shapes: B sequences, T tokens.
-"""
+"""Measuring a pruned model: perplexity of the first test text at several block lengths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
+from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks
+from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import evaluate_perplexity
+from pgprune_lightning.masking.token_loss import token_nll
 
 
-def measure_perplexities(
-    token_nll: Callable[[Tensor], Tensor],
-    data: TokenBlocksDataModule,
-    lengths: Sequence[int],
-    num_blocks: int | None,
-    device: torch.device,
-) -> dict[str, float | None]:
-    """Perplexity at each length.
+def measure(
+    model: PreTrainedModel, data: TokenBlocksDataModule, experiment: Experiment
+) -> dict[str, Any]:
+    """Measure a model as an experiment asks for it.
 
     Args:
-        token_nll: Maps token ids, (B, T), to nats per scored token, (B, T - 1).
+        model: Dense, masked or sliced.
         data: Whose first test text is read.
-        lengths: Block lengths, in tokens.
-        num_blocks: Blocks of each length at most; None: all that the text gives.
-        device: Where the model is.
+        experiment: Block lengths in tokens, blocks of each length at most, zero-shot tasks.
 
     Returns:
-        `perplexity_LENGTH`; None where it overflows.
+        `perplexity_LENGTH` for each length, None where it overflows; `zero_shot`: accuracies in
+        [0, 1] by task, where there are tasks.
+
+    Raises:
+        UserError: If the text is too short for a length, or a task cannot be run.
     """
-    result = {}
-    for length in lengths:
-        blocks = _blocks(data, length, num_blocks)
-        # As many tokens a batch at every length, which decide the memory.
-        tokens = data.evaluation_batch_size * data.evaluation_block_length
-        loader = DataLoader(blocks, batch_size=max(1, tokens // length))
-        perplexity = evaluate_perplexity(token_nll, loader, device=device)
-        result[f"perplexity_{length}"] = perplexity if math.isfinite(perplexity) else None
-    return result
+    if experiment.zero_shot:
+        raise UserError("zero_shot: this version cannot measure tasks yet; leave it empty.")
+    return {
+        f"perplexity_{length}": _perplexity(model, data, length, experiment.evaluation_blocks)
+        for length in experiment.evaluation_lengths
+    }
+
+
+def _perplexity(
+    model: PreTrainedModel, data: TokenBlocksDataModule, length: int, num_blocks: int | None
+) -> float | None:
+    # As many tokens a batch at every length: they decide the memory.
+    tokens = data.evaluation_batch_size * data.evaluation_block_length
+    loader = DataLoader(_blocks(data, length, num_blocks), batch_size=max(1, tokens // length))
+    perplexity = evaluate_perplexity(partial(token_nll, model), loader, device=model.device)
+    return perplexity if math.isfinite(perplexity) else None
 
 
 def _blocks(data: TokenBlocksDataModule, length: int, num_blocks: int | None) -> TokenBlocks:

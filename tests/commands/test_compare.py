@@ -1,0 +1,298 @@
+"""The command as a user meets it: what it writes, what it takes up again, what it says."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import callbacks
+from pgprune_lightning.cli import main
+from pgprune_lightning.masking import model_reuse
+from tests.tiny_commands import Outcome, TinyCommand
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NUMBERS = ("perplexity_16", "perplexity_48", "parameters", "seconds", "peak_memory_bytes")
+
+EXPERIMENT: dict[str, Any] = {
+    "title": "Four masks of a tiny model",
+    "recipe": "config.yaml",
+    "methods": {
+        "dense": {"kind": "dense"},
+        "wanda_sp": {"kind": "metric"},
+        "random": {"kind": "metric", "options": {"model.initialization.metric": "random"}},
+        "layers": {
+            "kind": "metric",
+            "options": {
+                "model.unit_kinds": ["layer"],
+                "model.keep_ratio": 0.7,
+                "model.initialization.metric": "block_influence",
+            },
+        },
+        "learned": {"kind": "learned"},
+    },
+    "seeds": [0, 1],
+    "evaluation_lengths": [16, 48],
+    "picture": [{"kind": "bars"}, {"kind": "hamming"}],
+}
+
+Compare = Callable[..., Outcome]
+
+
+@pytest.fixture
+def compare(tiny_command: TinyCommand, tmp_path: Path) -> Compare:
+    """Runs an experiment on the tiny model; keys given override those of the file."""
+
+    def run(*arguments: str, **changes: Any) -> Outcome:
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(EXPERIMENT | changes, sort_keys=False))
+        tiny_command.outcome(0)
+        output = ("--output", str(tmp_path / "out"))
+        return tiny_command.outcome(main(["compare", "--config", str(path), *output, *arguments]))
+
+    return run
+
+
+def _results(tmp_path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((tmp_path / "out" / "compare.json").read_text())
+    return data
+
+
+def test_a_comparison_from_end_to_end(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[object] = []
+    load = model_reuse.load_frozen_model
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        loads.append(arguments)
+        return load(*arguments, **keywords)
+
+    monkeypatch.setattr(model_reuse, "load_frozen_model", counted)
+    run = compare()
+    assert run.status == 0, run.err
+    assert run.err == "", "the cells' chatter goes into their logs"
+    assert len(loads) == 1, "one model serves all cells"
+
+    results = _results(tmp_path)
+    methods = results["methods"]
+    assert list(methods) == list(EXPERIMENT["methods"])
+    assert results["settings"]["all"]["methods"] == methods
+    assert results["command"].startswith("python -m pgprune_lightning compare --config")
+    for name in NUMBERS:
+        assert all(isinstance(entry[name], (int, float)) for entry in methods.values()), name
+    assert methods["dense"]["parameters_share"] == 1
+    assert methods["learned"]["parameters"] == methods["wanda_sp"]["parameters"]
+    assert {name: len(entry["seeds"]) for name, entry in methods.items()} == {
+        **{"dense": 1, "wanda_sp": 1, "layers": 1},
+        **{"random": 2, "learned": 2},
+    }
+    assert methods["random"]["deviation"]["perplexity_16"] > 0
+
+    masks = ["wanda_sp", "random", "layers", "learned"]
+    assert list(results["hamming"]) == masks
+    for one in masks:
+        assert set(results["hamming"][one]) == set(masks) - {one}
+        for other, by_layer in results["hamming"][one].items():
+            assert by_layer == results["hamming"][other][one]
+            assert len(by_layer) == len(results["sparsity"]["wanda_sp"]["kv_group"])
+            assert 0 < max(by_layer) <= 1 or {one, other} == {"wanda_sp", "learned"}
+    assert set(results["sparsity"]["layers"]) == {"layer"}
+
+    output = tmp_path / "out"
+    with (output / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["method"] for line in lines].count("learned") == 2
+    markdown = (output / "table.md").read_text()
+    for name, entry in methods.items():
+        assert f"| {name} |" in markdown
+        assert f"{name} / seed 0: perplexity " in run.out
+        assert entry["kind"] in ("dense", "metric", "learned")
+    for cell in (output / "cells" / "all").glob("*/seed*"):
+        assert (cell / "log.txt").exists()
+        assert (cell / "plan" / "plan.json").exists() == (cell.parent.name != "dense")
+        assert (cell / "run" / "plans").exists() == (cell.parent.name == "learned")
+
+
+def test_the_numbers_are_those_of_fit_and_test(
+    compare: Compare, tiny_command: TinyCommand, tmp_path: Path
+) -> None:
+    assert compare("--seeds=[0]").status == 0
+    assert tiny_command("fit").status == 0
+    summary = json.loads((tiny_command.run_dir / "summary.json").read_text())
+    methods = _results(tmp_path)["methods"]
+    names = {"dense": "dense", "initial": "wanda_sp", "learned": "learned"}
+    for ours, theirs in names.items():
+        assert methods[theirs]["perplexity_16"] == pytest.approx(summary[ours]["perplexity"])
+        assert methods[theirs]["parameters"] == summary[ours]["parameters"]
+
+
+def test_finished_cells_are_taken_and_only_what_changed_is_computed(
+    compare: Compare, tmp_path: Path
+) -> None:
+    short = ("--seeds=[0]",)
+    assert compare(*short).status == 0
+    first = _results(tmp_path)
+    again = compare(*short)
+    assert again.out.count("from an earlier run") == 5
+    assert _results(tmp_path)["methods"] == first["methods"]
+
+    steps = (*short, "--options.trainer.max_steps=3")
+    stopped = compare(*steps, "--existing=stop")
+    assert stopped.status == 2
+    assert "learned/seed0 was computed with other options (trainer.max_steps: 6, now 3)" in (
+        stopped.err
+    )
+    changed = compare(*steps)
+    assert changed.status == 0, changed.err
+    assert changed.out.count("from an earlier run") == 4, "metrics take no steps"
+    folder = tmp_path / "out" / "cells" / "all" / "learned"
+    assert {path.name for path in folder.iterdir()} == {"seed0", "seed0-1"}
+    assert _results(tmp_path)["methods"]["learned"]["steps"] == 3
+    assert json.loads((folder / "seed0-1" / "cell.json").read_text())["steps"] == 6
+
+
+def test_an_interrupted_fit_goes_on_from_its_checkpoint(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"learned": EXPERIMENT["methods"]["learned"]}
+    short: dict[str, Any] = {"methods": methods, "seeds": [0], "picture": None}
+    assert compare(**short).status == 0
+    whole = _results(tmp_path)["methods"]["learned"]
+    folder = tmp_path / "out" / "cells" / "all" / "learned"
+    (folder / "seed0").rename(folder / "whole")
+
+    def fail_at_step_four(_self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 4:
+            raise RuntimeError("the machine is taken away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.BaselineTracker, "on_train_batch_end", fail_at_step_four)
+        failed = compare(**short)
+    assert failed.status == 2
+    assert "RuntimeError: the machine is taken away" in failed.err
+    assert not (folder / "seed0" / "cell.json").exists()
+
+    assert compare(**short).status == 0
+    resumed = _results(tmp_path)["methods"]["learned"]
+    assert {path.name for path in folder.iterdir()} == {"seed0", "whole"}
+    assert resumed["perplexity_16"] == whole["perplexity_16"]
+    log = (folder / "seed0" / "log.txt").read_text()
+    assert log.count("Validating the untrained mask") == 1, "the second try went on"
+    checkpoint = torch.load(folder / "seed0/run/checkpoints/last.ckpt", weights_only=True)
+    taken = next(s for key, s in checkpoint["callbacks"].items() if "MakingOfMask" in key)
+    assert 0 < taken["seconds"] <= resumed["seconds"]
+
+
+def test_equal_cells_of_two_settings_are_computed_once(compare: Compare, tmp_path: Path) -> None:
+    settings = {"0.8": {"model.keep_ratio": 0.8}, "0.6": {"model.keep_ratio": 0.6}}
+    methods = {name: EXPERIMENT["methods"][name] for name in ("dense", "wanda_sp")}
+    picture = [{"kind": "lines", "x_label": "keep ratio"}, {"kind": "sparsity"}]
+    run = compare(settings=settings, methods=methods, picture=picture)
+    assert run.status == 0, run.err
+    assert "0.6 / dense / seed 0: " in run.out
+    assert "as in 0.8 / dense" in run.out
+    results = _results(tmp_path)
+    assert "methods" not in results, "the top level speaks of one setting alone"
+    first, second = (results["settings"][label]["methods"] for label in settings)
+    assert first["wanda_sp"]["parameters"] > second["wanda_sp"]["parameters"]
+    assert second["dense"]["setting"] == "0.6"
+    assert second["dense"]["perplexity_16"] == first["dense"]["perplexity_16"]
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    if names:
+        assert names == {
+            "picture1_lines.png",
+            "picture2_sparsity_0.8.png",
+            "picture2_sparsity_0.6.png",
+        }
+
+
+def test_a_cell_that_fails_leaves_the_others(compare: Compare, tmp_path: Path) -> None:
+    methods = {
+        "broken": {"kind": "metric", "options": {"model.initialization.num_blocks": 10**6}},
+        "dense": {"kind": "dense"},
+    }
+    run = compare(methods=methods, picture=None)
+    assert run.status == 2
+    (line,) = run.err.splitlines()
+    assert line.startswith("error: all / broken / seed 0: initialization.num_blocks: 1000000")
+    assert "log.txt" in line
+    assert "Traceback" in next((tmp_path / "out").rglob("broken/seed0/log.txt")).read_text()
+    assert list(_results(tmp_path)["methods"]) == ["dense"]
+    assert "Failed: all / broken" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.keep_ratio": 1.5}, "keep_ratio: must lie in"),
+        ({"model.unit_kinds": ["layer", "mlp"]}, "unit_kinds: "),
+        ({"model.unit_kinds": ["layer"]}, "initialization.metric: wanda_sp measures"),
+        ({"trainer.num_sanity_val_steps": 1}, "The untrained mask would not be measured"),
+    ],
+)
+def test_what_cannot_work_in_the_last_cell_is_said_before_the_first(
+    compare: Compare, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    methods = {"dense": {"kind": "dense"}, "last": {"kind": "learned", "options": options}}
+    run = compare(methods=methods)
+    assert run.status == 2
+    (line,) = run.err.splitlines()
+    assert line.startswith(f"error: settings.all, methods.last: {message}"), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_need_matplotlib_and_nothing_else_does(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgprune_lightning.comparison.pictures._available", lambda: False)
+    run = compare(methods={"dense": {"kind": "dense"}}, picture={"kind": "bars"})
+    assert run.status == 0, run.err
+    assert "pip install 'pgprune-lightning[plots]'" in run.out.splitlines()[0]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"cells", "compare.json", "table.md", "table.csv"}
+
+
+def test_the_commands_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["compare", "--help"])
+    text = capsys.readouterr().out
+    for option in ("--config", "--output", "--existing", "--seeds", "--options"):
+        assert option in text
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "pgprune compare --help" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tiny_experiment_keeps_its_contract(
+    pgprune_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All methods on a model that was really trained, as the file stands."""
+    monkeypatch.setenv("PGPRUNE_DATA", str(pgprune_data))
+    config = CONFIGS / "experiments" / "tiny.yaml"
+    output = tmp_path / "out"
+    assert main(["compare", "--config", str(config), "--output", str(output)]) == 0
+    results = _results(tmp_path)
+    methods = results["methods"]
+    assert set(methods) == set(yaml.safe_load(config.read_text())["methods"])
+    for entry in methods.values():
+        for name in ("perplexity_128", "perplexity_2048"):
+            assert entry[name] >= methods["dense"][name] > 1
+        assert 0 < entry["parameters"] <= methods["dense"]["parameters"] == 260_032
+        assert entry["seconds"] >= 0
+        assert entry["peak_memory_bytes"] > 2**20
+    masks = set(methods) - {"dense", "slicegpt"}
+    assert set(results["hamming"]) == masks
+    for one in masks:
+        assert set(results["hamming"][one]) == masks - {one}
+        for by_layer in results["hamming"][one].values():
+            assert len(by_layer) == 5
+            assert all(0 <= share <= 1 for share in by_layer)
+    assert methods["learned"]["parameters"] == methods["wanda_sp"]["parameters"]
+    assert methods["learned"]["perplexity_128"] < methods["wanda_sp"]["perplexity_128"]
+    assert list(output.glob("*.svg"))

@@ -1,0 +1,83 @@
+"""What a span of work takes."""
+
+import time
+
+import pytest
+import torch
+
+from pgprune_lightning.evaluation import resources
+from pgprune_lightning.evaluation.resources import ResourceMeter
+
+CPU = torch.device("cpu")
+MEBIBYTES_200 = 200 * 2**20
+
+
+def _peak_of(size: int) -> int:
+    """The peak of a span in which so many bytes are written, and given back."""
+    meter = ResourceMeter()
+    meter.start(CPU)
+    block = bytearray(size)
+    block[::4096] = b"1" * len(block[::4096])  # a page counts when it is written
+    time.sleep(5 * resources.SECONDS_BETWEEN_SAMPLES)
+    del block
+    meter.stop()
+    if meter.peak_memory_bytes is None:
+        pytest.skip("this system does not tell the resident size")
+    return meter.peak_memory_bytes
+
+
+@pytest.mark.parametrize("may_reset", [True, False])
+def test_the_peak_is_that_of_the_span(may_reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not may_reset:
+        monkeypatch.setattr(resources, "_reset_high_water_mark", lambda: False)
+    small_before = _peak_of(4096)
+    assert _peak_of(MEBIBYTES_200) - small_before == pytest.approx(MEBIBYTES_200, rel=0.1)
+    small_after = _peak_of(4096)
+    assert abs(small_after - small_before) < MEBIBYTES_200 / 10, "an earlier span's peak is gone"
+
+
+def test_spans_add_up() -> None:
+    meter = ResourceMeter()
+    for _ in range(2):
+        meter.start(CPU)
+        time.sleep(0.02)
+        meter.stop()
+        time.sleep(0.1)
+    meter.stop()
+    assert 0.04 <= meter.seconds < 0.14
+    assert meter.lap() == (meter.seconds, meter.peak_memory_bytes)
+
+
+def test_a_lap_does_not_end_the_span() -> None:
+    meter = ResourceMeter()
+    meter.start(CPU)
+    first, _ = meter.lap()
+    time.sleep(0.01)
+    second, peak = meter.lap()
+    assert second >= first + 0.01
+    meter.stop()
+    assert meter.seconds >= second
+    assert meter.peak_memory_bytes == peak or peak is not None
+
+
+def test_a_system_that_does_not_tell_gives_none(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_reset_high_water_mark", lambda: False)
+    monkeypatch.setattr(resources, "_status_bytes", lambda _name: None)
+    meter = ResourceMeter()
+    meter.start(CPU)
+    meter.stop()
+    assert meter.peak_memory_bytes is None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_peak_is_what_was_allocated() -> None:
+    device = torch.device("cuda")
+    meter = ResourceMeter()
+    meter.start(device)
+    before = torch.cuda.memory_allocated(device)
+    block = torch.zeros(MEBIBYTES_200, dtype=torch.uint8, device=device)
+    del block
+    meter.stop()
+    assert meter.peak_memory_bytes == before + MEBIBYTES_200
