@@ -145,9 +145,10 @@ def _bars(picture: Picture, results: Results) -> Figure:
 
 
 def _label_mark(axes: Axes, entry: dict[str, Any], value: str, place: float) -> None:
+    end_of_bar = entry[value] + (entry["deviation"].get(value) or 0.0)
     axes.annotate(
         value_text(value, entry[value]),
-        (entry[value], place),
+        (end_of_bar, place),
         xytext=(7, 0),
         textcoords="offset points",
         verticalalignment="center",
