@@ -5,6 +5,7 @@ from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.constraint import BudgetScope, Constraint
 from pgprune_lightning.policy.estimators import (
     GradientEstimator,
+    LeaveOneOut,
     MovingAverageBaseline,
     PlainReinforce,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "Constraint",
     "FeasibleSet",
     "GradientEstimator",
+    "LeaveOneOut",
     "MaskSpace",
     "MovingAverageBaseline",
     "PlainReinforce",

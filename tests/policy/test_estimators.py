@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import BernoulliPolicy, MovingAverageBaseline, PlainReinforce
+from pgprune_lightning.policy import (
+    BernoulliPolicy,
+    LeaveOneOut,
+    MovingAverageBaseline,
+    PlainReinforce,
+)
 
 U = 4
 MASKS = torch.tensor(list(itertools.product([False, True], repeat=U)))
@@ -67,6 +72,33 @@ def test_unbiased(estimator, num_mask_samples):
     torch.testing.assert_close(
         expected_gradient(estimator, num_mask_samples), exact_gradient(), atol=1e-10, rtol=0
     )
+
+
+@pytest.mark.parametrize("num_mask_samples", [2, 3])
+def test_leave_one_out_is_unbiased(num_mask_samples):
+    torch.testing.assert_close(
+        expected_gradient(LeaveOneOut(), num_mask_samples), exact_gradient(), atol=1e-10, rtol=0
+    )
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others():
+    s = torch.full((1,), 0.5, dtype=torch.float64)  # the score of a kept unit is 2
+    masks = torch.tensor([[True], [True], [False]])
+    gradient = LeaveOneOut().estimate(torch.tensor([1.0, 4.0, 7.0]), masks, s)
+    advantages = [1 - (4 + 7) / 2, 4 - (1 + 7) / 2, 7 - (1 + 4) / 2]
+    expected = 2 * (advantages[0] + advantages[1] - advantages[2]) / 3
+    assert gradient.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_leave_one_out_cancels_how_difficult_the_text_is():
+    easy, hard = LeaveOneOut(), LeaveOneOut()
+    gradient = easy.estimate(LOSSES[:3], MASKS[:3], S)
+    torch.testing.assert_close(hard.estimate(LOSSES[:3] + 100, MASKS[:3], S), gradient)
+
+
+def test_leave_one_out_needs_another():
+    with pytest.raises(UserError, match=r"at least 2, given 1"):
+        LeaveOneOut().check_mask_samples(1)
 
 
 @pytest.mark.parametrize("num_mask_samples", [1, 2])
