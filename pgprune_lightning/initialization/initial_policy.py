@@ -63,7 +63,8 @@ class Initialization:
             `fisher` (gradient of a gate on the unit, absolute or squared).
         normalization: Over which units the metric is brought to zero mean and unit variance: the
             units of a kind in one `layer`, or all of a kind (`global`). A kind with one unit a
-            layer is always taken over all layers.
+            layer is always taken over all layers. `per_parameter`: over all units of all kinds,
+            the logarithm of the metric for each parameter of the unit; for a budget of parameters.
         projection: From importance to probability: `sigmoid_norm` (eq. A10) or `score_const`
             (eq. A11).
         slope: sigmoid_norm: factor before the sigmoid (the paper's is 1); larger is more certain.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgprune_lightning.policy import FeasibleSet, MaskSpace
 
-Normalization = Literal["layer", "global"]
+Normalization = Literal["layer", "global", "per_parameter"]
 
 
 def normalize_metric(metric_U: Tensor, space: MaskSpace, scope: Normalization) -> Tensor:
@@ -23,15 +23,20 @@ def normalize_metric(metric_U: Tensor, space: MaskSpace, scope: Normalization) -
         space: The units.
         scope: `layer`: over the units of one kind in one layer, so that layers whose activations
             are large do not win by that alone, but over all units of a kind that has one a layer;
-            `global`: over all units of a kind.
+            `global`: over all units of a kind; `per_parameter`: over all units of all kinds, the
+            logarithm of the metric for each parameter of the unit, so that what a head is worth
+            is weighed against the channels that could stay in its place.
 
     Returns:
         Normalised importance, (U,), float64. A group of equal values becomes zeros.
 
     Source: Paper, eq. A10, `Norm`.
-    Differs: The paper does not say over which units; the metrics of a layer's 3 KV groups and of
-        its 1,536 channels are never mixed.
+    Differs: The paper does not say over which units. The metrics of heads and of channels are mixed
+        by `per_parameter` only, which suits metrics in the same unit for both (`taylor`, `fisher`:
+        nats) and a budget of parameters.
     """
+    if scope == "per_parameter":
+        return _standardize(_positive(metric_U / space.unit_costs_U.to(metric_U)).log())
     normalized_U = torch.empty_like(metric_U)
     for kind in space.kinds:
         groups = [group for group in space.groups if group.kind == kind]
@@ -42,6 +47,12 @@ def normalize_metric(metric_U: Tensor, space: MaskSpace, scope: Normalization) -
             units = torch.cat([torch.arange(group.start, group.end) for group in span])
             normalized_U[units] = _standardize(metric_U[units])
     return normalized_U
+
+
+def _positive(values_U: Tensor) -> Tensor:
+    """Raise what is not above zero to the least value that is, so that a logarithm exists."""
+    above_U = values_U[values_U > 0]
+    return values_U.clamp(min=float(above_U.min())) if len(above_U) else torch.ones_like(values_U)
 
 
 def _standardize(values: Tensor) -> Tensor:

@@ -46,6 +46,26 @@ def test_normalized_over_a_kind(space: MaskSpace, metric_U: Tensor) -> None:
         assert parts[0].max() < parts[1].min()
 
 
+def test_normalized_per_parameter(space: MaskSpace, metric_U: Tensor) -> None:
+    normalized_U = normalize_metric(metric_U, space, "per_parameter")
+    assert_standardized(normalized_U)
+    per_parameter_U = metric_U / space.unit_costs_U
+    assert torch.equal(normalized_U.argsort(), per_parameter_U.argsort())
+    # Equal ratios are equal distances, whatever the kinds.
+    slopes = normalized_U.diff() / per_parameter_U.log().diff()
+    torch.testing.assert_close(slopes, slopes[:1].expand_as(slopes))
+
+
+def test_nothing_is_worth_less_than_the_least_above_zero(space: MaskSpace) -> None:
+    metric_U = torch.zeros(space.num_units, dtype=torch.float64)
+    assert not normalize_metric(metric_U, space, "per_parameter").any()
+    metric_U[:2] = torch.tensor([1.0, 100.0])
+    normalized_U = normalize_metric(metric_U, space, "per_parameter")
+    assert bool(normalized_U.isfinite().all())
+    assert normalized_U.argmax() == 1
+    assert len(normalized_U[2:].unique()) == 1
+
+
 def test_equal_values_become_zeros(space: MaskSpace, metric_U: Tensor) -> None:
     # 0.1 summed in another order each time: equal but for rounding, which is no ranking.
     space.view(metric_U, 0, "mlp_channel").fill_(0.3)[::2] = 0.1 + 0.2
