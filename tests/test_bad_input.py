@@ -122,7 +122,7 @@ BEFORE_ANYTHING_IS_READ = {
     "metric for other kinds": (
         ["--model.initialization.metric=layerwise_ppl"],
         "layerwise_ppl measures units of kind layer",
-        "magnitude, taylor, fisher, random",
+        "magnitude, taylor, fisher, bonsai, random",
     ),
     "no accelerator": (["--trainer.accelerator=tpu"], "trainer: ", "torch_xla"),
     "no such accelerator": (["--trainer.accelerator=abacus"], "trainer: ", "abacus"),

@@ -146,6 +146,7 @@ def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:
         ("fisher", "[layer]"),
         ("layerwise_ppl", "[layer]"),
         ("block_influence", "[layer]"),
+        ("bonsai", "[attention, mlp]"),
     ],
 )
 def test_a_policy_starts_from_each_metric(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.block_influence import block_influence_metric
+from pgprune_lightning.initialization.bonsai import bonsai_metric
 from pgprune_lightning.initialization.fisher import fisher_metric
 from pgprune_lightning.initialization.flap import flap_metric
 from pgprune_lightning.initialization.gate_gradients import GATED_KINDS
@@ -36,6 +37,7 @@ MetricName = Literal[
     "fisher",
     "layerwise_ppl",
     "block_influence",
+    "bonsai",
     "random",
 ]
 
@@ -47,6 +49,7 @@ METRICS: dict[MetricName, Metric] = {
     "fisher": Metric(fisher_metric, GATED_KINDS),
     "layerwise_ppl": Metric(layerwise_ppl_metric, ("layer",)),
     "block_influence": Metric(block_influence_metric, ("layer",)),
+    "bonsai": Metric(bonsai_metric, get_args(UnitKind)),
     "random": Metric(random_metric, get_args(UnitKind), reads_text=False),
 }
 
@@ -59,8 +62,9 @@ class Initialization:
         metric: Importance of a unit. Of heads and channels: `wanda_sp` (weight times activation),
             `flap` (weight times fluctuation of the activation). Of layers: `layerwise_ppl` (loss
             without the layer), `block_influence` (how far it turns the hidden states). Of any of
-            them: `magnitude` (of the weights), `random`, and, with a backward pass, `taylor` and
-            `fisher` (gradient of a gate on the unit, absolute or squared).
+            them: `magnitude` (of the weights), `random`, `bonsai` (regression on the losses of
+            sampled sub-networks, 256 forward passes of a batch), and, with a backward pass,
+            `taylor` and `fisher` (gradient of a gate on the unit, absolute or squared).
         normalization: Over which units the metric is brought to zero mean and unit variance: the
             units of a kind in one `layer`, or all of a kind (`global`). A kind with one unit a
             layer is always taken over all layers. `per_parameter`: over all units of all kinds,
