@@ -1,0 +1,196 @@
+"""SliceGPT: rotate the residual stream to its principal components and delete the least of them.
+
+An orthogonal change of basis of the residual stream passes through RMSNorm, once the norm's
+weights are folded into the projections behind it, and is undone by them. Each block gets the basis
+of the principal components of what it reads; the residual connection around a block carries the
+stream from one basis to the next.
+
+Shapes: B sequences, T tokens, N tokens of a batch, H hidden size, W width that is left of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgprune_lightning.masking.decoder_family import DecoderLayer, backbone_of, decoder_layers
+from pgprune_lightning.slicing.layer_calls import record_layer_calls
+from pgprune_lightning.slicing.shortcut_layer import Shortcut, ShortcutLayer, StreamNorm
+from pgprune_lightning.slicing.stream_width import (
+    ResidualBlock,
+    largest_width,
+    residual_blocks,
+    weight_of,
+)
+
+
+@dataclass(frozen=True)
+class SlicedModel:
+    """A model with a narrower residual stream.
+
+    Args:
+        model: It runs where the dense one does, by `token_nll` or `generate`. It lives in memory
+            only: no configuration describes it.
+        width: What is left of the hidden size.
+        num_parameters: All its tensors: the sliced weights, embeddings and vocabulary projection
+            each by itself although they may have been tied, and the two shortcut matrices a layer
+            that the dense model does not have. Norms in front of blocks have no weights any more.
+    """
+
+    model: PreTrainedModel
+    width: int
+    num_parameters: int
+
+
+@torch.no_grad()
+def slice_model(
+    model: PreTrainedModel, batches: Iterable[Tensor], max_parameters: int
+) -> SlicedModel:
+    """Copy a model with as wide a residual stream as a number of parameters allows.
+
+    Bases are found block after block, each on what the blocks before it, already sliced, make of
+    the calibration text. The hidden states of all of it are held at once.
+
+    Args:
+        model: The dense model; it is not changed.
+        batches: Calibration token ids, (B, T), int64, without padding.
+        max_parameters: At most so many parameters, counted as `SlicedModel` says. To compare
+            at equal size, what a mask keeps: `space.kept_parameters(mask_U)`. By the shortcuts
+            and the untied embeddings a width can cost more than the dense model; it is then
+            sliced further.
+
+    Returns:
+        The sliced model, of the dense one's dtype and device.
+
+    Raises:
+        UserError: If not even a width of 1 fits, or there is no calibration batch.
+
+    Source: Ashkboos et al. 2024 (SliceGPT), arXiv 2401.15024.
+    Differs: The width follows from the parameters instead of a share of the hidden size, and is
+        not rounded to a multiple of 8. The principal components are those of normalised hidden
+        states, as in the paper's Sect. 3.3; the published code takes them before the norm, adds
+        1 % to the covariance's diagonal, and by default leaves the last block's output and the
+        vocabulary projection at full width. Norms are folded and bases applied in float64, in one
+        step.
+    """
+    width = largest_width(model, max_parameters)
+    sliced = copy.deepcopy(model)
+    _untie_embeddings(sliced)
+    backbone, layers = backbone_of(sliced), decoder_layers(sliced)
+    embedding, head = sliced.get_input_embeddings(), sliced.get_output_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    final_norm = backbone.get_submodule("norm")
+    calls = record_layer_calls(sliced, batches)
+
+    embedded = [batch_calls[0].states_BTH for batch_calls in calls]
+    basis_HW = _principal_basis(embedded, layers[0].attention.norm, width)
+    stream = _Stream([states_BTH @ basis_HW.to(states_BTH) for states_BTH in embedded], basis_HW)
+    _set_weight(embedding, embedding.weight.double() @ basis_HW)
+    embedding.embedding_dim = width
+    norms_behind = [*(layer.attention.norm for layer in layers[1:]), final_norm]
+    backbone.layers = nn.ModuleList(
+        _slice_layer(
+            layer, norm_behind, stream, [of_batch[layer.index].arguments for of_batch in calls]
+        )
+        for layer, norm_behind in zip(layers, norms_behind, strict=True)
+    )
+    _read_from(head, final_norm, stream.basis_HW)
+    backbone.norm = _stream_norm(final_norm)
+    return SlicedModel(sliced, width, sum(tensor.numel() for tensor in sliced.parameters()))
+
+
+@dataclass
+class _Stream:
+    """The calibration text's residual stream in front of a block, (B, T, W), and its basis."""
+
+    states: list[Tensor]
+    basis_HW: Tensor
+
+
+def _slice_layer(
+    layer: DecoderLayer, norm_behind: nn.Module, stream: _Stream, arguments: list[dict[str, Any]]
+) -> ShortcutLayer:
+    def attend(normed_BTW: Tensor, batch: int) -> Tensor:
+        attended: Tensor = layer.attention.module(hidden_states=normed_BTW, **arguments[batch])[0]
+        return attended
+
+    def feed(normed_BTW: Tensor, _batch: int) -> Tensor:
+        changed: Tensor = layer.mlp.module(normed_BTW)
+        return changed
+
+    attention, mlp = residual_blocks(layer)
+    attention_shortcut = _slice_block(attention, mlp.norm, stream, attend)
+    mlp_shortcut = _slice_block(mlp, norm_behind, stream, feed)
+    attention_norm, mlp_norm = _stream_norm(attention.norm), _stream_norm(mlp.norm)
+    return ShortcutLayer(layer, attention_norm, attention_shortcut, mlp_norm, mlp_shortcut)
+
+
+def _slice_block(
+    block: ResidualBlock,
+    norm_behind: nn.Module,
+    stream: _Stream,
+    run: Callable[[Tensor, int], Tensor],
+) -> Shortcut:
+    """Let a block read the stream's basis, and write the one that suits what comes out."""
+    norm, old_HW = _stream_norm(block.norm), stream.basis_HW
+    for linear in block.inputs:
+        _read_from(linear, block.norm, old_HW)
+    outputs = [
+        states_BTW @ old_HW.T.to(states_BTW) + run(norm(states_BTW), batch)
+        for batch, states_BTW in enumerate(stream.states)
+    ]
+    new_HW = _principal_basis(outputs, norm_behind, old_HW.shape[1])
+    _write_to(block.output, new_HW)
+    stream.states = [output_BTH @ new_HW.to(output_BTH) for output_BTH in outputs]
+    stream.basis_HW = new_HW
+    return Shortcut((old_HW.T @ new_HW).to(block.output.weight.dtype))
+
+
+def _principal_basis(states: list[Tensor], norm: nn.Module, width: int) -> Tensor:
+    """The directions of most power in normalised hidden states, (H, W), float64, orthonormal."""
+    normalize = _stream_norm(norm)
+    power_HH: Tensor | float = 0.0
+    for states_BTH in states:
+        normed_NH = normalize(states_BTH.flatten(0, 1).double())
+        power_HH = power_HH + normed_NH.T @ normed_NH
+    assert isinstance(power_HH, Tensor)
+    ascending_HH = torch.linalg.eigh(power_HH).eigenvectors
+    return ascending_HH.flip(1)[:, :width].contiguous()
+
+
+def _read_from(linear: nn.Linear, norm: nn.Module, basis_HW: Tensor) -> None:
+    """Fold the weights of the norm in front into a projection, and turn it to a basis."""
+    folded = linear.weight.double() * weight_of(norm).double()
+    _set_weight(linear, folded @ basis_HW)
+    linear.in_features = basis_HW.shape[1]
+
+
+def _write_to(linear: nn.Linear, basis_HW: Tensor) -> None:
+    """Let a projection and its bias write in a basis."""
+    _set_weight(linear, basis_HW.T @ linear.weight.double())
+    if linear.bias is not None:
+        bias = (linear.bias.double() @ basis_HW).to(linear.bias.dtype)
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    linear.out_features = basis_HW.shape[1]
+
+
+def _set_weight(module: nn.Module, weight: Tensor) -> None:
+    module.weight = nn.Parameter(weight.to(weight_of(module).dtype), requires_grad=False)
+
+
+def _stream_norm(norm: nn.Module) -> StreamNorm:
+    eps: Any = norm.variance_epsilon
+    return StreamNorm(len(weight_of(norm)), eps)
+
+
+def _untie_embeddings(model: PreTrainedModel) -> None:
+    """The vocabulary projection is turned to another basis than the embeddings."""
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
