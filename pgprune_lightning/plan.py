@@ -53,7 +53,8 @@ class PruningPlan:
         space: The units.
         keep_probabilities_U: The policy, (U,), float64.
         mask_U: Which units stay, (U,), bool.
-        budget: `keep_ratio`, `scope` and `protected_layers` it was learned under.
+        budget: `keep_ratio`, `scope`, `protected_layers` and `layer_keep_ratios` it was learned
+            under.
         step: Training steps before it; 0 is the untrained mask.
         validation: `text`, `sequence_length` (tokens), `bos_per_block` and `perplexity` of its
             validation; empty if it was not validated.

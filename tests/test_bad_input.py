@@ -95,6 +95,18 @@ BEFORE_ANYTHING_IS_READ = {
         ["--model.progressive={{steps_per_stage: 0}}"],
         "steps_per_stage: must be at least 1",
     ),
+    "layer ratios": (["--model.layer_keep_ratios=[0.9, 0.2]"], "0 <= minimum <= maximum"),
+    "layer minimum": (
+        ["--model.layer_keep_ratios=[0.7, 1]"],
+        "layer_keep_ratios: [0.7, 1.0] excludes",
+        "'kv_group'",
+        "minimum of at most 0.6 ",
+    ),
+    "ratio of one unit": (
+        ["--model.layer_keep_ratios=[0.3, 1]", "--model.unit_kinds=[attention, mlp]"],
+        "one unit alone",
+        "Leave it at [0, 1]",
+    ),
     "seed -1": (["--seed_everything=-1"], "seed_everything", "from 0", "given -1"),
     "block length 1": (["--data.block_length=1"], "block_length must be at least 2, not 1"),
     "part": (["--data.train.part=[0.5, 0.1]"], "train: part must be [from, to]"),

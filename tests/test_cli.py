@@ -25,7 +25,7 @@ OPTIONS = {
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_factors lr_schedule num_mask_samples loss estimator probability_bounds fill_budget
-        progressive dtype attention""",
+        layer_keep_ratios progressive dtype attention""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -40,6 +40,7 @@ OPTIONS = {
 UNITS = {
     "model.keep_ratio": "(0, 1]",
     "model.channels_per_unit": "channels",
+    "model.layer_keep_ratios": "in [0, 1]",
     "model.lr": "per (nat per token)",
     "model.num_mask_samples": "Masks",
     "model.loss": "nats per token",

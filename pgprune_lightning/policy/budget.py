@@ -17,6 +17,11 @@ from pgprune_lightning.policy.constraint import (
     build_constraints,
     scope_costs,
 )
+from pgprune_lightning.policy.layer_bounds import (
+    ANY_RATIO,
+    forced_and_allowed,
+    project_within_groups,
+)
 from pgprune_lightning.policy.mask_space import MaskSpace
 from pgprune_lightning.policy.projection import project_onto_budget
 
@@ -38,13 +43,16 @@ class FeasibleSet:
         upper: Greatest keep probability of the other units; 1 in a constraint whose budget lies
             out of reach below that.
         fill: Meet the budgets exactly, and not only at most.
+        layer_keep_ratios: Least and greatest share that each kind keeps of its units in each layer
+            that is not protected, in masks and in expectation, rounded to whole units (see
+            `bound_groups`).
 
     Raises:
         UserError: The ratio or a bound is out of range, a layer does not exist, or a budget is
             impossible.
 
     Source: eq. 3 (`units`); the paper's code (`per_kind`).
-    Differs: `parameters`, protected layers, bounds and `fill` are not in the paper.
+    Differs: `parameters`, protected layers, all bounds and `fill` are not in the paper.
     """
 
     def __init__(
@@ -57,12 +65,13 @@ class FeasibleSet:
         lower: float = 0.0,
         upper: float = 1.0,
         fill: bool = False,
+        layer_keep_ratios: tuple[float, float] = ANY_RATIO,
     ) -> None:
         """Check that the budgets can be met."""
         self._space = space
         self._fill = fill
         self.constraints: tuple[Constraint, ...] = build_constraints(
-            space, keep_ratio, scope, protected_layers, lower, upper
+            space, keep_ratio, scope, protected_layers, lower, upper, layer_keep_ratios
         )
         self._costs_U = scope_costs(space, scope)
 
@@ -82,22 +91,37 @@ class FeasibleSet:
         s_U = torch.ones_like(z_U)
         for constraint in self.constraints:
             units = constraint.units.to(z_U.device)
-            s_U[units] = project_onto_budget(
-                z_U[units],
+            s_U[units] = self._projected(z_U[units], constraint)
+        return s_U
+
+    def _projected(self, z_N: Tensor, constraint: Constraint) -> Tensor:
+        lower, upper = constraint.lower, constraint.upper
+        if constraint.groups:
+            return project_within_groups(
+                z_N,
                 constraint.limit,
-                costs_U=constraint.costs,
-                lower=constraint.lower,
-                upper=constraint.upper,
+                constraint.groups,
+                costs_N=constraint.costs,
+                lower=lower,
+                upper=upper,
                 fill=self._fill,
             )
-        return s_U
+        return project_onto_budget(
+            z_N,
+            constraint.limit,
+            costs_U=constraint.costs,
+            lower=lower,
+            upper=upper,
+            fill=self._fill,
+        )
 
     def deterministic_mask(self, s_U: Tensor) -> Tensor:
         """Keep the most probable units of each budget, as many as it holds.
 
         Equal probabilities rank by flat index. Where units differ in cost, one that does not fit
         is passed over for later ones that do, so what is left unused is less than the least cost
-        of a dropped unit.
+        of a dropped unit that may still be kept. With layer bounds the first of each layer and
+        kind come before all others, as many as its minimum; those beyond its maximum never stay.
 
         Args:
             s_U: Probabilities, (U,); only their order within a constraint counts.
@@ -110,8 +134,7 @@ class FeasibleSet:
         for constraint in self.constraints:
             units = constraint.units.to(s_U.device)
             ranked = s_U[units].argsort(descending=True, stable=True)
-            kept = _fitting(constraint.costs.to(s_U.device)[ranked], constraint.limit)
-            mask_U[units[ranked]] = kept
+            mask_U[units[ranked]] = _kept(ranked, constraint)
         return mask_U
 
     def contains(self, s_U: Tensor, tolerance: float = 1e-9) -> bool:
@@ -130,6 +153,8 @@ class FeasibleSet:
             excess = abs(excess) if self._fill else excess
             # "not <=", so that NaN is outside.
             if not inside.all() or not excess <= tolerance * max(1.0, constraint.limit):
+                return False
+            if not all(group.holds(s_N, tolerance * group.count) for group in constraint.groups):
                 return False
         return bool((s_U.detach().cpu()[~free_U] == 1).all())
 
@@ -150,7 +175,8 @@ class FeasibleSet:
 
         Returns:
             `x + b` with one constant `b` a constraint, (U,) float64, such that the kept cost is
-            the limit to within 1e-10 of the whole cost; protected units' logits unchanged.
+            the limit to within 1e-10 of the whole cost; protected units' logits unchanged. Layer
+            bounds are left to the projection: an initial policy is shifted, then projected.
         """
         shifted_U = x_U.detach().double().clone()
         if not bool(shifted_U.isfinite().all()):
@@ -159,6 +185,17 @@ class FeasibleSet:
             units, costs = constraint.units.to(x_U.device), constraint.costs.to(x_U.device)
             shifted_U[units] += _sigmoid_shift(shifted_U[units], costs, constraint.limit)
         return shifted_U
+
+
+def _kept(ranked_N: Tensor, constraint: Constraint) -> Tensor:
+    """Which units of a ranking stay, (N,) bool, in its order."""
+    costs_N = constraint.costs.to(ranked_N.device)[ranked_N]
+    if not constraint.groups:
+        return _fitting(costs_N, constraint.limit)
+    kept_N, allowed_N = forced_and_allowed(ranked_N, constraint.groups)
+    rest_N = allowed_N & ~kept_N
+    kept_N[rest_N] = _fitting(costs_N[rest_N], constraint.limit - float(costs_N[kept_N].sum()))
+    return kept_N
 
 
 def _fitting(costs_N: Tensor, limit: float) -> Tensor:

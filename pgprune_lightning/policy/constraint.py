@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy.layer_bounds import ANY_RATIO, GroupBounds, bound_groups
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
 
 BudgetScope = Literal["per_kind", "per_layer", "units", "parameters"]
@@ -32,6 +35,7 @@ class Constraint:
         limit: Kept cost that is allowed, already less that of the protected units.
         lower: Least keep probability.
         upper: Greatest keep probability.
+        groups: Bounds of each layer and kind, one group after another; empty: there are none.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Constraint:
     limit: float
     lower: float
     upper: float
+    groups: tuple[GroupBounds, ...] = ()
 
 
 def build_constraints(
@@ -49,30 +54,30 @@ def build_constraints(
     protected_layers: Sequence[int],
     lower: float,
     upper: float,
+    layer_keep_ratios: tuple[float, float] = ANY_RATIO,
 ) -> tuple[Constraint, ...]:
     """Make the constraints of a feasible set; see `FeasibleSet` for the arguments and errors."""
-    if not 0 < keep_ratio <= 1:
-        raise UserError(
-            f"The keep ratio is {keep_ratio}. Give a number above 0 and at most 1; 0.7 keeps "
-            "70 % and prunes 30 %."
-        )
-    if not 0 <= lower < upper <= 1:
-        raise UserError(
-            f"The bounds of the keep probabilities are {lower} and {upper}. "
-            "Give 0 <= lower < upper <= 1."
-        )
+    _check_ranges(keep_ratio, lower, upper)
     protected = _layer_indices(protected_layers, space.num_layers)
     costs_U = scope_costs(space, scope)
     constraints = []
     for name, groups in _spans(space, scope):
         if all(group.layer in protected for group in groups):
             continue
-        limit = _limit(name, costs_U[_indices(groups)], keep_ratio)
+        total_costs = costs_U[_indices(groups)]
+        limit = _limit(name, total_costs, keep_ratio)
         pinned = _indices([group for group in groups if group.layer in protected])
-        units = _indices([group for group in groups if group.layer not in protected])
-        limit -= _protected_cost(name, costs_U[pinned], costs_U[units], limit)
-        bounds = _bounds(name, lower, upper, limit / float(costs_U[units].sum()))
-        constraints.append(Constraint(name, units, costs_U[units], limit, *bounds))
+        free = [group for group in groups if group.layer not in protected]
+        units = _indices(free)
+        pinned_cost = _protected_cost(name, costs_U[pinned], costs_U[units], limit)
+        limit -= pinned_cost
+        free_cost = float(costs_U[units].sum())
+        bounds = _bounds(name, lower, upper, limit / free_cost)
+        constraint = Constraint(name, units, costs_U[units], limit, *bounds)
+        if tuple(layer_keep_ratios) != ANY_RATIO:
+            share = (keep_ratio * float(total_costs.sum()) - pinned_cost) / free_cost
+            constraint = _bound(constraint, free, layer_keep_ratios, share)
+        constraints.append(constraint)
     if not constraints and keep_ratio < 1:
         raise UserError(
             f"Every layer is protected, and a keep ratio of {keep_ratio} leaves none to prune. "
@@ -85,6 +90,19 @@ def scope_costs(space: MaskSpace, scope: BudgetScope) -> Tensor:
     """What each unit counts in a budget, (U,) float64: its parameters, or 1."""
     costs_U = space.unit_costs_U
     return costs_U if scope == "parameters" else torch.ones_like(costs_U)
+
+
+def _check_ranges(keep_ratio: float, lower: float, upper: float) -> None:
+    if not 0 < keep_ratio <= 1:
+        raise UserError(
+            f"The keep ratio is {keep_ratio}. Give a number above 0 and at most 1; 0.7 keeps "
+            "70 % and prunes 30 %."
+        )
+    if not 0 <= lower < upper <= 1:
+        raise UserError(
+            f"The bounds of the keep probabilities are {lower} and {upper}. "
+            "Give 0 <= lower < upper <= 1."
+        )
 
 
 def _layer_indices(layers: Sequence[int], num_layers: int) -> set[int]:
@@ -145,6 +163,33 @@ def _bounds(name: str, lower: float, upper: float, share: float) -> tuple[float,
             f"Give a lower bound of at most {math.floor(share * 1e4) / 1e4}."
         )
     return lower, upper if upper >= share else 1.0
+
+
+def _bound(
+    constraint: Constraint, free: Sequence[UnitGroup], ratios: tuple[float, float], share: float
+) -> Constraint:
+    """Add the bounds of the free groups, where those of the probabilities leave room for them."""
+    counts = [group.count for group in free]
+    starts = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+    costs = constraint.costs[starts].tolist()
+    groups = bound_groups(
+        constraint.name, counts, costs, ratios, limit=constraint.limit, share=share
+    )
+    lower, upper = constraint.lower, constraint.upper
+    least = sum(map(mul, costs, [max(group.least, lower * group.count) for group in groups]))
+    most = sum(map(mul, costs, [min(group.most, upper * group.count) for group in groups]))
+    too_low = any(lower * group.count > group.most for group in groups)
+    if too_low or least > constraint.limit * (1 + _SLACK):
+        ratio = min(group.least / group.count for group in groups)
+        raise UserError(
+            f"With every probability at least at its lower bound {lower} the budget "
+            f"'{constraint.name}' or the maximum of a layer in layer_keep_ratios is exceeded. "
+            f"Give a lower bound of at most {math.floor(ratio * 1e4) / 1e4}."
+        )
+    too_high = any(upper * group.count < group.least for group in groups)
+    if too_high or most < constraint.limit * (1 - _SLACK):
+        upper = 1.0
+    return replace(constraint, upper=upper, groups=groups)
 
 
 def _rounded_up(ratio: float) -> float:

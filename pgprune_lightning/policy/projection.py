@@ -90,7 +90,8 @@ def _check(
     if bool((lower > upper).any()):
         raise UserError("A lower bound lies above its upper bound.")
     least, most = float((costs * lower).sum()), float((costs * upper).sum())
-    slack = 1e-12 * (most - least)
+    # Of the sums themselves: they are rounded even where the bounds leave nothing between them.
+    slack = 1e-12 * max(abs(least), abs(most))
     if not least - slack <= budget or (fill and budget > most + slack):
         raise UserError(
             f"A budget of {budget:g} cannot be met: the bounds of the probabilities allow a kept "

@@ -61,6 +61,10 @@ class PolicyGradientPruning(LightningModule):
             of the units (`parameters`).
         protected_layers: Indices of layers that are never pruned, negative ones from the end, such
             as [0, 1, 2, 3, -2, -1] (LLM-Pruner's). They count in the budget, except `per_layer`.
+        layer_keep_ratios: Least and greatest share, in [0, 1], that each kind keeps of its units in
+            each layer that is not protected, in every mask and in expectation, rounded to whole
+            units. Must enclose what the budget (of every stage, if `progressive`) leaves to these
+            layers on average. Only for kinds with several units a layer.
         lr: Step size of projected SGD, in probability per (nat per token) of gradient.
         lr_factors: Factors on `lr` by unit kind, such as {mlp_channel: 0.1}; 1 for kinds left out.
             Losses tell far more of each of a hundred heads than of each of fifty thousand
@@ -96,6 +100,7 @@ class PolicyGradientPruning(LightningModule):
         channels_per_unit: int = 1,
         budget: BudgetScope = "per_kind",
         protected_layers: list[int] = [],  # noqa: B006 (read only)
+        layer_keep_ratios: tuple[float, float] = (0.0, 1.0),
         lr: float = 2e-3,
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
@@ -121,6 +126,7 @@ class PolicyGradientPruning(LightningModule):
         self.channels_per_unit = channels_per_unit
         self.budget = budget
         self.protected_layers = protected_layers
+        self.layer_keep_ratios = layer_keep_ratios
         self.lr = lr
         self.lr_factors = lr_factors or {}
         self.lr_schedule = lr_schedule
@@ -155,6 +161,7 @@ class PolicyGradientPruning(LightningModule):
             lower=lower,
             upper=upper,
             fill=self.fill_budget,
+            layer_keep_ratios=self.layer_keep_ratios,
         )
         start_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
         self.policy = BernoulliPolicy(self.feasible_set.project(start_U))
@@ -368,4 +375,5 @@ class PolicyGradientPruning(LightningModule):
             "keep_ratio": self.keep_ratio,
             "scope": self.budget,
             "protected_layers": list(self.protected_layers),
+            "layer_keep_ratios": list(self.layer_keep_ratios),
         }

@@ -153,6 +153,15 @@ def test_fill_raises_a_point_below_the_budget():
     torch.testing.assert_close(s, f64([0.45, 0.55, 1.0]))
 
 
+def test_a_budget_on_the_bounds_is_met_whichever_way_it_was_summed():
+    generator = torch.Generator().manual_seed(5)
+    for size in range(2, 200):
+        only = torch.rand(size, generator=generator, dtype=torch.float64)
+        for budget in (float(only @ torch.ones_like(only)), sum(only.tolist())):
+            s = project_onto_budget(-only, budget, lower=only, upper=only, fill=True)
+            assert s.equal(only)
+
+
 def test_one_unit():
     assert project_onto_budget(f64([5.0]), 0.25).tolist() == [0.25]
 

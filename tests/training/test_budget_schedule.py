@@ -88,6 +88,17 @@ def test_a_start_below_the_target_is_refused() -> None:
         BudgetSchedule(SPACE, 0.6, Progressive(start=0.6))
 
 
+def test_the_bounds_of_a_layer_must_allow_every_stage() -> None:
+    sizes = [(layer, "mlp_channel", 100, 1, 0) for layer in range(2)]
+    space = MaskSpace.build(sizes, total_parameters=200)
+    schedule = BudgetSchedule(space, 0.6, THREE_STAGES, layer_keep_ratios=(0.5, 0.9))
+    ranked_U = torch.arange(200.0)  # layer 1 before layer 0, which keeps its minimum or the rest
+    masks = [stage.feasible_set.deterministic_mask(ranked_U) for stage in schedule.stages]
+    assert [mask.view(2, 100).sum(1).tolist() for mask in masks] == [[90, 90], [60, 90], [50, 70]]
+    with pytest.raises(UserError, match=r"which is 90\.00%.*maximum of at least 0\.9"):
+        BudgetSchedule(space, 0.6, THREE_STAGES, layer_keep_ratios=(0.5, 0.8))
+
+
 def test_the_policy_follows_the_stages(tiny_run: TinyRun) -> None:
     class Recorder(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
