@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pgprune_lightning.cli import main
+from pgprune_lightning.training.budget_schedule import Progressive
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -89,11 +90,6 @@ DEPARTURES = {
 """Where the authors' published code and their paper differ, as options."""
 
 
-def test_the_two_readings_of_the_method_are_these() -> None:
-    found = {path.stem for path in CONFIGS.glob("recipes/*.yaml")}
-    assert found >= DEPARTURES.keys()
-
-
 @pytest.mark.parametrize("recipe", DEPARTURES)
 def test_a_reading_of_the_method_is_the_papers_but_for_its_departures(
     capsys: pytest.CaptureFixture[str], recipe: str
@@ -107,6 +103,55 @@ def test_a_reading_of_the_method_is_the_papers_but_for_its_departures(
     assert config["data"] == plain["data"]
     assert config["trainer"] == plain["trainer"]
     assert config["model"]["base_model"] == plain["model"]["base_model"]
+
+
+APPENDICES = {
+    "random_progressive": {  # A.12
+        "model.keep_ratio": 0.5,
+        "model.progressive.start": 0.95,
+        "model.progressive.step": 0.05,
+        "model.progressive.steps_per_stage": 120000 // 8 // 3,
+        "model.initialization.metric": "random",
+        "model.initialization.shift_to_budget": True,
+        "model.initialization.num_blocks": 128,  # the default: nothing is measured
+        "trainer.max_steps": 10 * 120000 // 8 // 3,
+    },
+    "calibration_128x2048": {  # A.15
+        "data.train.num_blocks": 128,
+        "data.block_length": 2048,
+        "model.initialization.num_blocks": 128,
+    },
+}
+"""What the experiments of an appendix change of the paper's recipe: this and nothing else."""
+
+
+def test_every_recipe_is_held_against_the_paper() -> None:
+    found = {path.stem for path in CONFIGS.glob("recipes/*.yaml")}
+    assert found == DEPARTURES.keys() | APPENDICES.keys()
+
+
+@pytest.mark.parametrize("recipe", APPENDICES)
+def test_an_appendix_changes_only_what_it_says(
+    capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    paper = _leaves(parse(capsys, "recipes/paper.yaml"))
+    config = _leaves(parse(capsys, f"recipes/{recipe}.yaml"))
+    assert config.pop("run_dir") == f"runs/{recipe}"
+    assert {name: value for name, value in config.items() if paper.get(name) != value} == (
+        APPENDICES[recipe]
+    )
+    assert {name for name, value in paper.items() if value and name not in config} == {"run_dir"}
+    assert f"configs/recipes/{recipe}.yaml" in (CONFIGS / "recipes" / f"{recipe}.yaml").read_text()
+
+
+def test_the_stages_of_random_progressive_are_the_papers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = parse(capsys, "recipes/random_progressive.yaml")
+    progressive = Progressive(**config["model"]["progressive"])
+    ratios = progressive.ratios(config["model"]["keep_ratio"])
+    assert ratios == [(100 - percent) / 100 for percent in range(5, 51, 5)]
+    assert config["trainer"]["max_steps"] == len(ratios) * progressive.steps_per_stage
 
 
 def test_wandb_is_off_until_its_overlay_is_given(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +189,16 @@ def test_the_models_have_the_papers_hyperparameters(
     }
     assert {name: _at(config, name) for name in expected} == expected
     assert [source["split"] for source in config["data"]["test"]] == ["test"]
+
+
+def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every option by its dotted name."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        leaves |= _leaves(value, f"{prefix}.{key}" if prefix else key)
+    return leaves
 
 
 def _at(config: Any, name: str) -> Any:
