@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,7 +59,10 @@ def load_model_config(source: ModelSource) -> PreTrainedConfig:
         UserError: If it cannot be read, or the family is not supported.
     """
     try:
-        config = AutoConfig.from_pretrained(source.location, **source.keyword_arguments())
+        if source.gguf_file is None:
+            config = AutoConfig.from_pretrained(source.location, **source.keyword_arguments())
+        else:
+            config = copy.deepcopy(_gguf_config(source, source.file_state()))
     except Exception as error:  # transformers raises a different type for each kind of damage
         message = _loading_failed("configuration", source, error)
         if isinstance(error, ValueError):  # as it does for an architecture that it does not know
@@ -65,6 +70,15 @@ def load_model_config(source: ModelSource) -> PreTrainedConfig:
         raise UserError(message) from error
     assert isinstance(config, PreTrainedConfig)
     family_of(config)
+    return config
+
+
+@lru_cache(maxsize=1)
+def _gguf_config(source: ModelSource, state: tuple[int, int] | None) -> PreTrainedConfig:
+    """Read a configuration that takes seconds to read, once for each state of its file."""
+    del state
+    config = AutoConfig.from_pretrained(source.location, **source.keyword_arguments())
+    assert isinstance(config, PreTrainedConfig)
     return config
 
 

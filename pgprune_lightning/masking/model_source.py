@@ -43,6 +43,17 @@ class ModelSource:
             arguments["revision"] = self.revision
         return arguments
 
+    def file_state(self) -> tuple[int, int] | None:
+        """Modification time, in nanoseconds, and size, in bytes, of the GGUF file; None for others.
+
+        Reading the description out of a GGUF file takes seconds. What was read is remembered for
+        the file as it was.
+        """
+        if self.gguf_file is None:
+            return None
+        state = (Path(self.location) / self.gguf_file).stat()
+        return state.st_mtime_ns, state.st_size
+
 
 def resolve_model_source(base_model: str) -> ModelSource:
     """Find what a user's `base_model` names, without loading it.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
+from functools import lru_cache
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
 
 
 def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
@@ -21,7 +23,10 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     """
     source = resolve_model_source(base_model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.keyword_arguments())
+        if source.gguf_file is None:
+            tokenizer = _read(source)
+        else:
+            tokenizer = copy.deepcopy(_gguf_tokenizer(source, source.file_state()))
     except Exception as error:  # transformers raises a different type for each missing piece
         reason = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
         raise UserError(
@@ -36,3 +41,16 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
             "documents apart in the token stream."
         )
     return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _gguf_tokenizer(
+    source: ModelSource, state: tuple[int, int] | None
+) -> PreTrainedTokenizerBase | None:
+    """Read a tokenizer that takes seconds to read, once for each state of its file."""
+    del state
+    return _read(source)
+
+
+def _read(source: ModelSource) -> PreTrainedTokenizerBase | None:
+    return AutoTokenizer.from_pretrained(source.location, **source.keyword_arguments())
