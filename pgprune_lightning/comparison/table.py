@@ -127,7 +127,10 @@ def print_table(results: Results) -> None:
         title = ": ".join(filter(None, (results["title"], sheet.title)))
         table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
         for position, name in enumerate(sheet.header):
-            table.add_column(escape(name), justify="right" if position else "left", min_width=8)
+            # A name cut short would be no name; headers may wrap.
+            table.add_column(
+                escape(name), justify="right" if position else "left", no_wrap=not position
+            )
         for row in sheet.rows:
             table.add_row(*(escape(cell) for cell in row))
         console.print(table)
