@@ -60,7 +60,7 @@ def cell_identity(
         "base_model": _model_digest(source),
         "fit": _deciding_options(kind, config),
         "evaluation_lengths": list(experiment.evaluation_lengths),
-        "evaluation_blocks": experiment.evaluation_blocks,
+        "evaluation_tokens": experiment.evaluation_tokens,
         "zero_shot": list(experiment.zero_shot),
     }
 

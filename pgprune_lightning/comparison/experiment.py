@@ -66,7 +66,8 @@ class Experiment:
         methods: Rows, by name.
         seeds: Seeds of what is random; all else is computed with the first.
         evaluation_lengths: Block lengths at which perplexity is measured, in tokens.
-        evaluation_blocks: Blocks of each length at most; None: all that the recipe's text gives.
+        evaluation_tokens: Tokens of the text that are read at each length, at most; None: as many
+            as the recipe reads.
         zero_shot: Names of zero-shot tasks.
         pictures: Pictures to draw.
     """
@@ -78,7 +79,7 @@ class Experiment:
     methods: dict[str, Method]
     seeds: tuple[int, ...]
     evaluation_lengths: tuple[int, ...]
-    evaluation_blocks: int | None
+    evaluation_tokens: int | None
     zero_shot: tuple[str, ...]
     pictures: tuple[Picture, ...]
 

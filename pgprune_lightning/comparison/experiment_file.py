@@ -29,7 +29,7 @@ KEYS = (
     "methods",
     "seeds",
     "evaluation_lengths",
-    "evaluation_blocks",
+    "evaluation_tokens",
     "zero_shot",
     "picture",
 )
@@ -111,7 +111,7 @@ def _experiment(
         methods={name: _method(method, f"methods.{name}") for name, method in methods.items()},
         seeds=_integers(data.get("seeds", [0]) if seeds is None else seeds, "seeds", 0),
         evaluation_lengths=lengths,
-        evaluation_blocks=_blocks(data.get("evaluation_blocks")),
+        evaluation_tokens=_tokens(data.get("evaluation_tokens"), max(lengths)),
         zero_shot=_texts(data.get("zero_shot"), "zero_shot"),
         pictures=(),
     )
@@ -233,5 +233,5 @@ def _integers(value: Any, where: str, lowest: int) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _blocks(value: Any) -> int | None:
-    return None if value is None else _integers([value], "evaluation_blocks", 1)[0]
+def _tokens(value: Any, longest: int) -> int | None:
+    return None if value is None else _integers([value], "evaluation_tokens", longest)[0]

@@ -26,7 +26,7 @@ def measure(
     Args:
         model: Dense, masked or sliced.
         data: Whose first test text is read.
-        experiment: Block lengths in tokens, blocks of each length at most, zero-shot tasks.
+        experiment: Block lengths, tokens to read at each of them, zero-shot tasks.
 
     Returns:
         `perplexity_LENGTH` for each length, None where it overflows; `zero_shot`: accuracies in
@@ -38,25 +38,27 @@ def measure(
     if experiment.zero_shot:
         raise UserError("zero_shot: this version cannot measure tasks yet; leave it empty.")
     return {
-        f"perplexity_{length}": _perplexity(model, data, length, experiment.evaluation_blocks)
+        f"perplexity_{length}": _perplexity(model, data, length, experiment.evaluation_tokens)
         for length in experiment.evaluation_lengths
     }
 
 
 def _perplexity(
-    model: PreTrainedModel, data: TokenBlocksDataModule, length: int, num_blocks: int | None
+    model: PreTrainedModel, data: TokenBlocksDataModule, length: int, tokens: int | None
 ) -> float | None:
     # As many tokens a batch at every length: they decide the memory.
-    tokens = data.evaluation_batch_size * data.evaluation_block_length
-    loader = DataLoader(_blocks(data, length, num_blocks), batch_size=max(1, tokens // length))
+    batch = data.evaluation_batch_size * data.evaluation_block_length
+    loader = DataLoader(_blocks(data, length, tokens), batch_size=max(1, batch // length))
     perplexity = evaluate_perplexity(partial(token_nll, model), loader, device=model.device)
     return perplexity if math.isfinite(perplexity) else None
 
 
-def _blocks(data: TokenBlocksDataModule, length: int, num_blocks: int | None) -> TokenBlocks:
+def _blocks(data: TokenBlocksDataModule, length: int, tokens: int | None) -> TokenBlocks:
     source = data.test[0]
+    if tokens is None and source.num_blocks is not None:
+        tokens = source.num_blocks * data.evaluation_block_length
     return build_token_blocks(
-        source if num_blocks is None else replace(source, num_blocks=num_blocks),
+        source if tokens is None else replace(source, num_blocks=max(1, tokens // length)),
         data.load_tokenizer(),
         length,
         bos_per_block=data.bos_per_block,

@@ -15,7 +15,7 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
     path = experiment_file(
         options={"trainer.max_steps": 3, "model": {"lr": 0.1}},
         seeds=[0, 7],
-        evaluation_blocks=4,
+        evaluation_tokens=64,
         zero_shot=["piqa"],
         picture=[{"kind": "lines", "value": "seconds", "x_label": "keep ratio"}],
     )
@@ -31,7 +31,7 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
     assert experiment.methods["learned"] == Method("learned", {})
     assert experiment.seeds == (0, 7)
     assert experiment.evaluation_lengths == (16, 48)
-    assert experiment.evaluation_blocks == 4
+    assert experiment.evaluation_tokens == 64
     assert experiment.zero_shot == ("piqa",)
     assert experiment.pictures == (Picture("lines", "seconds", "keep ratio", None),)
 
@@ -42,7 +42,7 @@ def test_what_a_file_leaves_out(experiment_file: WriteFile) -> None:
     assert experiment.settings == {"all": {}}
     assert experiment.seeds == (0,)
     assert experiment.options == {}
-    assert experiment.evaluation_blocks is None
+    assert experiment.evaluation_tokens is None
     assert (experiment.zero_shot, experiment.pictures) == ((), ())
 
 
@@ -86,7 +86,7 @@ def test_layers_come_in_the_order_in_which_later_ones_win(experiment_file: Write
         ({"seeds": []}, "seeds: must be a list of different whole numbers"),
         ({"seeds": [0, 0]}, "seeds: must be a list of different"),
         ({"evaluation_lengths": [1]}, "evaluation_lengths: .* at least 2"),
-        ({"evaluation_blocks": 0}, "evaluation_blocks: .* at least 1"),
+        ({"evaluation_tokens": 47}, "evaluation_tokens: .* at least 48"),
         ({"zero_shot": "piqa"}, "zero_shot: must be a list"),
         ({"picture": {"kind": "pie"}}, "picture.kind: must be one of bars"),
         ({"picture": {"kind": "bars", "value": "perplexity_8"}}, "picture.value: must be one of"),

@@ -133,7 +133,7 @@ def test_pictures_show_what_they_are_asked_for(tmp_path: Path) -> None:
         methods={name: Method(kind, {}) for name, kind in methods.items()},  # type: ignore[arg-type]
         seeds=(0,),
         evaluation_lengths=(128,),
-        evaluation_blocks=None,
+        evaluation_tokens=None,
         zero_shot=(),
         pictures=tuple(Picture(kind, "perplexity_128", "keep ratio", None) for kind in kinds),
     )
