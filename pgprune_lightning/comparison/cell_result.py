@@ -13,10 +13,10 @@ from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.comparison.measurement import measure
-from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.evaluation.resources import ResourceMeter
 from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.slicing import slice_model
 
 PLAN_FOLDER = "plan"
 RUN_FOLDER = "run"
@@ -129,7 +129,19 @@ def _masked(cli: CellCLI, plan: PruningPlan, details: dict[str, Any]) -> _Pruned
 
 
 def _slicegpt(cell: Cell) -> _Pruned:
-    raise UserError("SliceGPT is not part of this version.")
+    """Slice to as many parameters as a mask of the same budget keeps."""
+    cli = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
+    module, data = cli.model, cli.datamodule
+    text = data.calibration_batches(module.initialization.num_blocks, data.batch_size)
+    meter = ResourceMeter()
+    meter.start(cli.device)
+    batches = [batch_BT.to(cli.device) for batch_BT in text]
+    budget = module.space.kept_parameters(module.current_mask())
+    sliced = slice_model(module.environment.model, batches, budget)
+    meter.stop()
+    details = {"width": sliced.width}
+    opened = nullcontext(sliced.model)
+    return _Pruned(cli, meter, opened, sliced.num_parameters, details=details)
 
 
 _MAKERS = {"dense": _dense, "metric": _metric, "learned": _learned, "slicegpt": _slicegpt}
