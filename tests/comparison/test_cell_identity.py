@@ -1,0 +1,92 @@
+"""What makes a cell another cell, and what does not."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgprune_lightning.comparison import load_experiment
+from pgprune_lightning.comparison.cell_identity import (
+    cell_identity,
+    digest_of,
+    first_difference,
+)
+from pgprune_lightning.comparison.experiment import Experiment, MethodKind
+
+
+@pytest.fixture
+def experiment(experiment_file: Callable[..., Path]) -> Experiment:
+    return load_experiment(experiment_file())
+
+
+def _config(model: Path) -> dict[str, Any]:
+    return {
+        "run_dir": "runs/a",
+        "seed_everything": 0,
+        "model": {
+            **{"base_model": str(model), "dtype": "float32", "attention": "sdpa"},
+            **{"keep_ratio": 0.6, "lr": 0.1, "lr_factors": None, "lr_schedule": "constant"},
+            **{"num_mask_samples": 2, "loss": "cross_entropy", "estimator": {"window": 5}},
+            **{"progressive": None, "seed": 0, "initialization": {"metric": "wanda_sp"}},
+        },
+        "data": {
+            **{"train": {"path": "a"}, "validation": {"path": "b"}, "num_workers": 0},
+            **{"test": [{"path": "c"}, {"path": "d"}], "seed": 0, "block_length": 128},
+            **{"batch_size": 8, "cache_dir": None},
+        },
+        "trainer": {"accelerator": "cpu", "max_steps": 9, "log_every_n_steps": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kinds"),
+    [
+        ("run_dir", "runs/b", ""),
+        ("data.num_workers", 2, ""),
+        ("trainer.log_every_n_steps", 5, ""),
+        ("trainer.max_steps", 10, "learned"),
+        ("model.lr", 0.2, "learned"),
+        ("model.estimator", {"window": 6}, "learned"),
+        ("data.validation", {"path": "e"}, "learned"),
+        ("model.keep_ratio", 0.7, "learned metric slicegpt"),
+        ("data.train", {"path": "e"}, "learned metric slicegpt"),
+        ("model.initialization", {"metric": "taylor"}, "learned metric slicegpt"),
+        ("data.test", [{"path": "c"}], ""),
+        ("data.test", [{"path": "d"}, {"path": "c"}], "learned metric slicegpt dense"),
+        ("model.dtype", "bfloat16", "learned metric slicegpt dense"),
+        ("trainer.accelerator", "gpu", "learned metric slicegpt dense"),
+    ],
+)
+def test_an_option_makes_another_cell_where_it_changes_a_number(
+    experiment: Experiment, tiny_model_folder: Path, option: str, value: Any, kinds: str
+) -> None:
+    config = _config(tiny_model_folder)
+    changed = copy.deepcopy(config)
+    group, _, name = option.rpartition(".")
+    (changed[group] if group else changed)[name] = value
+    every_kind: tuple[MethodKind, ...] = ("dense", "metric", "slicegpt", "learned")
+    others = []
+    for kind in every_kind:
+        old = cell_identity(experiment, kind, config, 0)
+        new = cell_identity(experiment, kind, changed, 0)
+        assert (digest_of(old) != digest_of(new)) == bool(first_difference(old, new))
+        if digest_of(old) != digest_of(new):
+            others.append(kind)
+            assert first_difference(old, new).startswith(option)
+    assert set(others) == set(kinds.split())
+
+
+def test_other_weights_of_the_same_name_make_another_cell(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(300_000))
+    first = cell_identity(experiment, "dense", _config(tmp_path), 0)
+    weights.touch()
+    assert cell_identity(experiment, "dense", _config(tmp_path), 0) == first
+    weights.write_bytes(bytes(299_999) + b"1")
+    second = cell_identity(experiment, "dense", _config(tmp_path), 0)
+    assert first_difference(first, second).startswith("base_model: ")

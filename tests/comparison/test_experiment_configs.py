@@ -1,0 +1,22 @@
+"""Every file in configs/experiments/ is an experiment that the program takes."""
+
+from pathlib import Path
+
+import pytest
+
+from pgprune_lightning.comparison import load_experiment
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("experiments/*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_complete_and_taken(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path))
+    path = CONFIGS / "experiments" / name
+    experiment = load_experiment(path)
+    assert experiment.title
+    assert len(experiment.methods) > 1
+    assert f"configs/experiments/{name}" in path.read_text(), "the file says how it is run"
