@@ -3,5 +3,21 @@
 from pgprune_lightning.evaluation.perplexity import TokenPerplexity, evaluate_perplexity
 from pgprune_lightning.evaluation.provenance import provenance
 from pgprune_lightning.evaluation.text_sample import greedy_continuation
+from pgprune_lightning.evaluation.zero_shot import ZeroShotScore, evaluate_zero_shot
+from pgprune_lightning.evaluation.zero_shot_tasks import (
+    ZERO_SHOT_TASKS,
+    ZeroShotTask,
+    check_zero_shot_tasks,
+)
 
-__all__ = ["TokenPerplexity", "evaluate_perplexity", "greedy_continuation", "provenance"]
+__all__ = [
+    "ZERO_SHOT_TASKS",
+    "TokenPerplexity",
+    "ZeroShotScore",
+    "ZeroShotTask",
+    "check_zero_shot_tasks",
+    "evaluate_perplexity",
+    "evaluate_zero_shot",
+    "greedy_continuation",
+    "provenance",
+]
