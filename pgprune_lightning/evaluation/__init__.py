@@ -1,5 +1,6 @@
 """Measuring what a mask does to a model."""
 
+from pgprune_lightning.evaluation.latency import Latency, measure_latency
 from pgprune_lightning.evaluation.perplexity import TokenPerplexity, evaluate_perplexity
 from pgprune_lightning.evaluation.provenance import provenance
 from pgprune_lightning.evaluation.text_sample import greedy_continuation
@@ -12,6 +13,7 @@ from pgprune_lightning.evaluation.zero_shot_tasks import (
 
 __all__ = [
     "ZERO_SHOT_TASKS",
+    "Latency",
     "TokenPerplexity",
     "ZeroShotScore",
     "ZeroShotTask",
@@ -19,5 +21,6 @@ __all__ = [
     "evaluate_perplexity",
     "evaluate_zero_shot",
     "greedy_continuation",
+    "measure_latency",
     "provenance",
 ]
