@@ -1,0 +1,123 @@
+"""Alpaca's instructions, as prompts and responses."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, fields
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from pgprune_lightning.data.text_source import TextSource, file_format
+from pgprune_lightning.errors import UserError
+
+ALPACA = "tatsu-lab/alpaca"
+"""The 52,002 records that the paper cites; LLM-Pruner takes `yahma/alpaca-cleaned`."""
+
+NOT_SCORED = -100
+"""The target of tokens that are not to be learned, as PyTorch's cross-entropy has it."""
+
+
+@dataclass(frozen=True)
+class AlpacaRecord:
+    """One task and its answer.
+
+    Args:
+        instruction: What is to be done.
+        input: What it is to be done with; may be empty.
+        output: The answer.
+    """
+
+    instruction: str
+    input: str
+    output: str
+
+
+def read_alpaca(path: str = ALPACA) -> list[AlpacaRecord]:
+    """Read records.
+
+    Args:
+        path: Hub dataset, or a file of JSON lines or Parquet; each record has `instruction`,
+            `input` and `output`.
+
+    Raises:
+        UserError: If the records cannot be read or have other fields.
+    """
+    table = _load(path)
+    names = [field.name for field in fields(AlpacaRecord)]
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"finetuning: the records of {path} have no {', '.join(missing)}; a record has "
+            f"{', '.join(names)}."
+        )
+    return [
+        AlpacaRecord(*row) for row in zip(*(_texts(table, name) for name in names), strict=True)
+    ]
+
+
+def _load(path: str) -> datasets.Dataset:
+    files = TextSource(path).local_files()
+    builder = path if files is None else file_format(files[0])
+    if builder in ("plain", "wikitext"):
+        raise UserError(f"finetuning: {path} is plain text; give records as .jsonl or .parquet.")
+    data_files = None if files is None else list(map(str, files))
+    try:
+        return datasets.load_dataset(builder, data_files=data_files, split="train")
+    except Exception as error:  # datasets and the hub raise errors of many kinds
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...").rstrip(" .")
+        raise UserError(
+            f"finetuning: the records of {path} cannot be read: {reason}. Give a .jsonl or "
+            ".parquet file, or a hub dataset."
+        ) from error
+
+
+def _texts(table: datasets.Dataset, name: str) -> list[str]:
+    return [text or "" for text in table[name]]
+
+
+def prompt_of(record: AlpacaRecord) -> str:
+    """Ask for the answer in the words that Alpaca was trained with.
+
+    Source: Taori et al. 2023, Stanford Alpaca.
+    """
+    context = ", paired with an input that provides further context" if record.input else ""
+    given = f"### Input:\n{record.input}\n\n" if record.input else ""
+    return (
+        f"Below is an instruction that describes a task{context}. "
+        "Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{record.instruction}\n\n{given}### Response:\n"
+    )
+
+
+def tokenize_record(
+    record: AlpacaRecord, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[int], list[int]]:
+    """Turn a record into tokens and what is to be learned of them: the answer and its end.
+
+    Args:
+        record: The record.
+        tokenizer: The model's.
+        max_length: Tokens at most; the rest is cut off.
+
+    Returns:
+        Token ids, and as many targets: the same ids in the answer, `NOT_SCORED` before it.
+    """
+    prompt = prompt_of(record)
+    ids = _without_end(tokenizer, prompt + record.output)
+    num_prompt = len(_without_end(tokenizer, prompt))
+    ids = [*ids, _end_of(tokenizer)][:max_length]
+    return ids, [NOT_SCORED] * min(num_prompt, len(ids)) + ids[num_prompt:]
+
+
+def _without_end(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Some tokenizers end every text, and a prompt does not end."""
+    encoded: Any = tokenizer(text)
+    ids: list[int] = list(encoded.input_ids)
+    return ids[:-1] if ids and ids[-1] == _end_of(tokenizer) else ids
+
+
+def _end_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.eos_token_id, int), "load_tokenizer refuses a tokenizer without one"
+    return tokenizer.eos_token_id
