@@ -39,7 +39,7 @@ def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> NoReturn:
         pytest.fail("the model's weights were loaded")
 
-    monkeypatch.setattr(environment, "load_frozen_model", fail)
+    monkeypatch.setattr(environment, "open_frozen_model", fail)
 
 
 @pytest.fixture

@@ -137,6 +137,8 @@ def test_a_text_longer_than_the_model_s_context_is_no_cause_for_a_warning(
 ) -> None:
     (tmp_path / "a.txt").write_text("w1 " * 200)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    # A command that ran before has quietened the library for the whole process.
+    caplog.set_level(logging.WARNING, logger="transformers")
     for join in ("end_token", "blank_line"):
         tokenise_blocks(TextSource(str(tmp_path / "a.txt"), join=join), make_tokenizer(), 8)
     assert not caplog.records

@@ -289,7 +289,7 @@ def test_a_plan_of_other_units_is_refused_before_the_weights_are_loaded(
 ) -> None:
     run_dir = tiny_run.folder / "run"
     tiny_run.fit(observers(run_dir))
-    monkeypatch.setattr(environment, "load_frozen_model", None)
+    monkeypatch.setattr(environment, "open_frozen_model", None)
     module = tiny_run.module(
         unit_kinds=["mlp_channel"], initialization=Initialization(plan=str(run_dir))
     )
@@ -327,7 +327,7 @@ def test_wrong_arguments_are_refused_at_once(
 def test_an_impossible_budget_is_refused_before_the_weights_are_loaded(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "load_frozen_model", None)
+    monkeypatch.setattr(environment, "open_frozen_model", None)
     module = tiny_run.module(keep_ratio=0.5, protected_layers=[0, 1])
     with pytest.raises(UserError, match=r"0\.6"):
         tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
