@@ -23,7 +23,7 @@ from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.model_units import mask_space_of
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
 
-NOT_NUMBERS = ("seed", "max_positions", "steps", "learned_at_step")
+NOT_NUMBERS = ("seed", "max_positions", "steps", "learned_at_step", "width")
 
 Results = dict[str, Any]
 """What `compare.json` holds: primitives."""

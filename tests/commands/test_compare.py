@@ -294,5 +294,6 @@ def test_the_tiny_experiment_keeps_its_contract(
             assert len(by_layer) == 5
             assert all(0 <= share <= 1 for share in by_layer)
     assert methods["learned"]["parameters"] == methods["wanda_sp"]["parameters"]
+    assert methods["slicegpt"]["parameters"] <= methods["wanda_sp"]["parameters"]
     assert methods["learned"]["perplexity_128"] < methods["wanda_sp"]["perplexity_128"]
     assert list(output.glob("*.svg"))
