@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.comparison import load_experiment
+from tests.paper_experiments import PAPER
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("experiments/*.yaml"))
+# Those of the paper have tests of their own, in test_paper_experiments.py.
+EXPERIMENTS = sorted(
+    path.name for path in CONFIGS.glob("experiments/*.yaml") if path.stem not in PAPER
+)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
