@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgprune_lightning.comparison.experiment import Experiment, Picture
 from pgprune_lightning.comparison.results import Results
+from pgprune_lightning.comparison.setting_groups import grouped
 from pgprune_lightning.comparison.table import value_text, value_title
 
 if TYPE_CHECKING:
@@ -78,9 +79,12 @@ def _available() -> bool:
 def _figures(
     picture: Picture, experiment: Experiment, results: Results
 ) -> Iterator[tuple[str, Figure]]:
-    """A picture of all settings, or one for each where it shows one setting's layers."""
+    """A picture of each group of settings, or one of each where it shows one setting's layers."""
     if picture.kind in ("bars", "lines"):
-        yield "", _OVERVIEWS[picture.kind](picture, results)
+        for group, settings in grouped(results["settings"]).items():
+            title = "\n".join(filter(None, (results["title"], group)))
+            part = results | {"title": title, "settings": settings}
+            yield group.replace(" ", "_"), _OVERVIEWS[picture.kind](picture, part)
         return
     several = len(results["settings"]) > 1
     for label, setting in results["settings"].items():

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pgprune_lightning.comparison.results import Results
+from pgprune_lightning.comparison.setting_groups import grouped
 
 OVERFLOW = "overflow"
 MISSING = "–"
@@ -147,7 +148,11 @@ def _sheets(results: Results) -> list[_Sheet]:
         (label,) = settings
         methods = settings[label]["methods"]
         return [_single(methods, [*values, *OTHER_VALUES])]
-    return [_by_setting(settings, value) for value in (*values, *OTHER_VALUES[1:])]
+    return [
+        _by_setting(group, part, value)
+        for value in (*values, *OTHER_VALUES[1:])
+        for group, part in grouped(settings).items()
+    ]
 
 
 def _single(methods: dict[str, Any], values: Sequence[_Value]) -> _Sheet:
@@ -155,13 +160,13 @@ def _single(methods: dict[str, Any], values: Sequence[_Value]) -> _Sheet:
     return _Sheet("", ["", *(value.title for value in values)], rows)
 
 
-def _by_setting(settings: dict[str, Any], value: _Value) -> _Sheet:
+def _by_setting(group: str, settings: dict[str, Any], value: _Value) -> _Sheet:
     names = dict.fromkeys(name for entry in settings.values() for name in entry["methods"])
     rows = [
         [name, *(_shown(entry["methods"].get(name), value) for entry in settings.values())]
         for name in names
     ]
-    return _Sheet(value.title, ["", *settings], rows)
+    return _Sheet(", ".join(filter(None, (group, value.title))), ["", *settings], rows)
 
 
 def _shown(entry: dict[str, Any] | None, value: _Value) -> str:
