@@ -125,9 +125,29 @@ APPENDICES = {
 """What the experiments of an appendix change of the paper's recipe: this and nothing else."""
 
 
+SMALL_MODELS = {"smollm2_c4", "tiny_stories"}
+"""Recipes for models that the paper did not prune."""
+
+
 def test_every_recipe_is_held_against_the_paper() -> None:
     found = {path.stem for path in CONFIGS.glob("recipes/*.yaml")}
-    assert found == DEPARTURES.keys() | APPENDICES.keys()
+    assert found == DEPARTURES.keys() | APPENDICES.keys() | SMALL_MODELS
+
+
+@pytest.mark.parametrize("recipe", sorted(SMALL_MODELS))
+def test_a_small_models_recipe_is_complete(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: str,
+) -> None:
+    monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path))
+    config = parse(capsys, f"recipes/{recipe}.yaml")
+    assert config["run_dir"] == f"runs/{recipe}"
+    # The text that the best mask is chosen on is not the one that the result is reported on.
+    texts = [config["data"]["validation"], *config["data"]["test"]]
+    assert len({(text["path"], text["split"], str(text["part"])) for text in texts}) == len(texts)
+    assert f"configs/recipes/{recipe}.yaml" in (CONFIGS / "recipes" / f"{recipe}.yaml").read_text()
 
 
 @pytest.mark.parametrize("recipe", APPENDICES)

@@ -10,7 +10,9 @@ from tests.paper_experiments import PAPER
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Those of the paper have tests of their own, in test_paper_experiments.py.
 EXPERIMENTS = sorted(
-    path.name for path in CONFIGS.glob("experiments/*.yaml") if path.stem not in PAPER
+    str(path.relative_to(CONFIGS / "experiments"))
+    for path in CONFIGS.glob("experiments/**/*.yaml")
+    if path.parent.name != "experiments" or path.stem not in PAPER
 )
 
 

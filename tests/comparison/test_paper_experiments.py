@@ -76,7 +76,7 @@ def test_a_file_asks_for_what_the_paper_ran(unchecked: Load, name: str) -> None:
     assert experiment.seeds == expected.seeds
     assert experiment.zero_shot == (TASKS if expected.zero_shot else ())
     assert experiment.evaluation_lengths == (128, 2048)
-    assert experiment.evaluation_blocks is None
+    assert experiment.evaluation_tokens is None
     assert list(experiment.methods) == list(expected.methods)
 
     columns = [(model, ratio) for model in expected.models for ratio in expected.ratios]
