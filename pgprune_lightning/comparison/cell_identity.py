@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.comparison.experiment import Experiment, MethodKind
+from pgprune_lightning.comparison.experiment import Experiment, MethodKind, leaves
 from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
 
 NO_NUMBER_CHANGES = {
@@ -62,7 +61,18 @@ def cell_identity(
         "evaluation_lengths": list(experiment.evaluation_lengths),
         "evaluation_tokens": experiment.evaluation_tokens,
         "zero_shot": list(experiment.zero_shot),
+        **_extra_measurements(experiment),
     }
+
+
+def _extra_measurements(experiment: Experiment) -> dict[str, Any]:
+    """Only what is asked for: cells of experiments without are found again as they were."""
+    extra: dict[str, Any] = {}
+    if experiment.zero_shot:
+        is_local = experiment.local_zero_shot_folder is not None
+        extra["zero_shot_folder"] = experiment.zero_shot_folder if is_local else None
+        extra["zero_shot_limit"] = experiment.zero_shot_limit
+    return extra
 
 
 def digest_of(identity: Identity) -> str:
@@ -72,7 +82,7 @@ def digest_of(identity: Identity) -> str:
 
 def first_difference(old: Identity, new: Identity) -> str:
     """The first entry that differs, as `name: OLD, now NEW`; empty if there is none."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
             name_of_option = name.removeprefix("fit.")
@@ -101,14 +111,6 @@ def _without(config: dict[str, Any], names: dict[str, tuple[str, ...]]) -> dict[
         left = {name: value for name, value in result[group].items() if name not in names[group]}
         result[group] = left
     return result
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict) or not value:
-        yield prefix, value
-        return
-    for name, item in value.items():
-        yield from _leaves(item, f"{prefix}.{name}" if prefix else str(name))
 
 
 def _model_digest(source: ModelSource) -> str:

@@ -28,6 +28,7 @@ from pgprune_lightning.comparison.cell_folder import (
 from pgprune_lightning.comparison.cell_identity import digest_of
 from pgprune_lightning.comparison.cell_result import compute_cell
 from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.comparison.extras import check_extras
 from pgprune_lightning.comparison.results import Results, collect
 from pgprune_lightning.console import print_error
 from pgprune_lightning.errors import UserError
@@ -56,6 +57,8 @@ def run_comparison(
     """
     cells = cells_of(experiment, output)
     check_folders(cells, existing)
+    if any(finished_result(cell) is None for cell in cells):
+        check_extras(experiment)
     if experiment.pictures:
         pictures.warn_if_unavailable()
     print(f"{experiment.title}: {len(cells)} cells, each with a log in {output}/cells", flush=True)

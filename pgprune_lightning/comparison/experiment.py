@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.evaluation import ZeroShotTask
 
 MethodKind = Literal["dense", "metric", "slicegpt", "learned"]
 PictureKind = Literal["bars", "lines", "hamming", "sparsity"]
@@ -70,6 +72,9 @@ class Experiment:
             as the recipe reads.
         zero_shot: Names of zero-shot tasks.
         pictures: Pictures to draw.
+        zero_shot_folder: Folder with a file `TASK.jsonl` for each task, read instead of the hub
+            where it exists; environment variables are expanded.
+        zero_shot_limit: Examples of each task, its first ones; None: all.
     """
 
     title: str
@@ -80,8 +85,16 @@ class Experiment:
     seeds: tuple[int, ...]
     evaluation_lengths: tuple[int, ...]
     evaluation_tokens: int | None
-    zero_shot: tuple[str, ...]
+    zero_shot: tuple[ZeroShotTask, ...]
     pictures: tuple[Picture, ...]
+    zero_shot_folder: str | None = None
+    zero_shot_limit: int | None = None
+
+    @property
+    def local_zero_shot_folder(self) -> Path | None:
+        """Where the tasks are read; None: from the hub."""
+        folder = Path(os.path.expandvars(self.zero_shot_folder or "")).expanduser()
+        return folder if self.zero_shot_folder and folder.is_dir() else None
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Setting and method of every cell, setting by setting."""
@@ -115,6 +128,15 @@ def nested(options: dict[Any, Any], where: str) -> Options:
                 raise UserError(f"{where}: {dotted} is given, and {group} as a whole too.")
         _place(branch, name, value, f"{where}: {dotted}")
     return result
+
+
+def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings by its dotted key, as `nested` takes them."""
+    if not isinstance(options, dict) or not options:
+        yield prefix, options
+        return
+    for name, value in options.items():
+        yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
 
 
 def _place(branch: Options, name: str, value: Any, where: str) -> None:

@@ -20,6 +20,7 @@ from pgprune_lightning.comparison.experiment import (
 )
 from pgprune_lightning.comparison.option_check import check_options
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.evaluation import ZERO_SHOT_TASKS, ZeroShotTask
 
 KEYS = (
     "title",
@@ -31,6 +32,8 @@ KEYS = (
     "evaluation_lengths",
     "evaluation_tokens",
     "zero_shot",
+    "zero_shot_folder",
+    "zero_shot_limit",
     "picture",
 )
 ONLY_SETTING = "all"
@@ -112,8 +115,10 @@ def _experiment(
         seeds=_integers(data.get("seeds", [0]) if seeds is None else seeds, "seeds", 0),
         evaluation_lengths=lengths,
         evaluation_tokens=_tokens(data.get("evaluation_tokens"), max(lengths)),
-        zero_shot=_texts(data.get("zero_shot"), "zero_shot"),
+        zero_shot=_zero_shot(data.get("zero_shot")),
         pictures=(),
+        zero_shot_folder=_optional_text(data.get("zero_shot_folder"), "zero_shot_folder"),
+        zero_shot_limit=_limit(data.get("zero_shot_limit")),
     )
     pictures = _pictures(data.get("picture"), experiment)
     return Experiment(**(vars(experiment) | {"pictures": pictures}))
@@ -193,6 +198,7 @@ def _picture(value: Any, experiment: Experiment) -> Picture:
     kind = _choice(fields.get("kind"), get_args(PictureKind), "picture.kind")
     perplexities = [f"perplexity_{length}" for length in experiment.evaluation_lengths]
     others = ["parameters", "parameters_share", "seconds", "peak_memory_bytes"]
+    others += ["zero_shot_average"] if experiment.zero_shot else []
     shown = fields.get("value", perplexities[0])
     masks = [name for name, method in experiment.methods.items() if method.has_mask]
     method = fields.get("method")
@@ -216,6 +222,10 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
+def _optional_text(value: Any, where: str) -> str | None:
+    return None if value is None else _text(value, where)
+
+
 def _texts(value: Any, where: str) -> tuple[str, ...]:
     if value is not None and not isinstance(value, list):
         raise UserError(f"{where}: must be a list of texts, given {value!r}.")
@@ -235,3 +245,13 @@ def _integers(value: Any, where: str, lowest: int) -> tuple[int, ...]:
 
 def _tokens(value: Any, longest: int) -> int | None:
     return None if value is None else _integers([value], "evaluation_tokens", longest)[0]
+
+
+def _zero_shot(value: Any) -> tuple[ZeroShotTask, ...]:
+    names = dict.fromkeys(_texts(value, "zero_shot"))
+    return tuple(_choice(name, ZERO_SHOT_TASKS, "zero_shot") for name in names)
+
+
+def _limit(value: Any) -> int | None:
+    # A standard error needs two examples.
+    return None if value is None else _integers([value], "zero_shot_limit", 2)[0]

@@ -1,8 +1,9 @@
-"""Measuring a pruned model: perplexity of the first test text at several block lengths."""
+"""Measuring a pruned model: perplexity of the first test text, and zero-shot accuracy."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,8 +14,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks
-from pgprune_lightning.errors import UserError
-from pgprune_lightning.evaluation import evaluate_perplexity
+from pgprune_lightning.evaluation import evaluate_perplexity, evaluate_zero_shot
 from pgprune_lightning.masking.token_loss import token_nll
 
 
@@ -24,22 +24,40 @@ def measure(
     """Measure a model as an experiment asks for it.
 
     Args:
-        model: Dense, masked or sliced.
+        model: Dense, masked or cut.
         data: Whose first test text is read.
         experiment: Block lengths, tokens to read at each of them, zero-shot tasks.
 
     Returns:
-        `perplexity_LENGTH` for each length, None where it overflows; `zero_shot`: accuracies in
-        [0, 1] by task, where there are tasks.
+        `perplexity_LENGTH` for each length, None where it overflows. Where there are tasks,
+        `zero_shot`: accuracies in [0, 1] by task; `zero_shot_average`: their mean;
+        `zero_shot_normalized`: the same by likelihood per character, None where a task has none.
 
     Raises:
         UserError: If the text is too short for a length, or a task cannot be run.
     """
-    if experiment.zero_shot:
-        raise UserError("zero_shot: this version cannot measure tasks yet; leave it empty.")
-    return {
+    perplexities = {
         f"perplexity_{length}": _perplexity(model, data, length, experiment.evaluation_tokens)
         for length in experiment.evaluation_lengths
+    }
+    return perplexities | (_zero_shot(model, data, experiment) if experiment.zero_shot else {})
+
+
+def _zero_shot(
+    model: PreTrainedModel, data: TokenBlocksDataModule, experiment: Experiment
+) -> dict[str, Any]:
+    scores = evaluate_zero_shot(
+        model,
+        data.load_tokenizer(),
+        experiment.zero_shot,
+        local_folder=experiment.local_zero_shot_folder,
+        limit=experiment.zero_shot_limit,
+    )
+    accuracies = {task: score.accuracy for task, score in scores.items()}
+    return {
+        "zero_shot": accuracies,
+        "zero_shot_average": statistics.fmean(accuracies.values()),
+        "zero_shot_normalized": {name: s.normalized_accuracy for name, s in scores.items()},
     }
 
 

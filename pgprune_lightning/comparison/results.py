@@ -11,7 +11,7 @@ from typing import Any
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_result import PLAN_FOLDER
-from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.comparison.experiment import Experiment, leaves, nested
 from pgprune_lightning.comparison.hamming import (
     PARTS,
     expanded_mask,
@@ -57,6 +57,8 @@ def collect(
         "command": provenance["command"],
         "provenance": provenance,
         "evaluation_lengths": list(experiment.evaluation_lengths),
+        "zero_shot": list(experiment.zero_shot),
+        "zero_shot_limit": experiment.zero_shot_limit,
         "settings": settings,
         "errors": {cell.title: message for cell, message in errors},
     }
@@ -87,18 +89,24 @@ def aggregated(seeds: Sequence[CellResult]) -> dict[str, Any]:
 
     Returns:
         The first seed's entries, its numbers replaced by the mean over seeds; `deviation`: the
-        sample standard deviation of each, where there are two seeds or more; `seeds`: all.
+        sample standard deviation of each, where there are two seeds or more; `seeds`: all. Numbers
+        in groups, such as accuracies by task, stay in their groups.
     """
-    first = {name: value for name, value in seeds[0].items() if name != "provenance"}
-    numbers = [name for name, value in first.items() if _is_number(name, value, seeds)]
-    means = {name: _mean([result[name] for result in seeds]) for name in numbers}
-    spread = {name: _deviation([result[name] for result in seeds]) for name in numbers}
+    flat = [dict(leaves(_without_provenance(result))) for result in seeds]
+    numbers = [name for name, value in flat[0].items() if _is_number(name, value, flat)]
+    means = {name: _mean([result[name] for result in flat]) for name in numbers}
+    spread = {name: _deviation([result[name] for result in flat]) for name in numbers}
     return {
-        **first,
-        **means,
-        "deviation": spread if len(seeds) > 1 else {},
-        "seeds": [{"seed": r["seed"]} | {name: r[name] for name in numbers} for r in seeds],
+        **nested(flat[0] | means, "means"),
+        "deviation": nested(spread, "deviation") if len(seeds) > 1 else {},
+        "seeds": [
+            {"seed": r["seed"]} | nested({name: r[name] for name in numbers}, "seeds") for r in flat
+        ],
     }
+
+
+def _without_provenance(result: CellResult) -> CellResult:
+    return {name: value for name, value in result.items() if name != "provenance"}
 
 
 def _is_number(name: str, value: Any, seeds: Sequence[CellResult]) -> bool:

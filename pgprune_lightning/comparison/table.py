@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from rich import box
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pgprune_lightning.comparison.experiment import leaves
 from pgprune_lightning.comparison.results import Results
 from pgprune_lightning.comparison.setting_groups import grouped
 
@@ -25,7 +27,7 @@ class _Value:
     """A value that results have.
 
     Args:
-        name: Its key.
+        name: Its key, dotted where it stands in a group.
         title: Its name for a reader, with its unit.
         show: How it is written.
     """
@@ -81,17 +83,18 @@ OTHER_VALUES = (
     _Value("seconds", "time to make", seconds),
     _Value("peak_memory_bytes", "peak memory", _memory),
 )
+ZERO_SHOT_AVERAGE = _Value("zero_shot_average", "zero-shot average", _share)
 
 
 def value_title(name: str) -> str:
     """A value's name for a reader, such as `perplexity at 128 tokens`."""
-    titles = {value.name: value.title for value in OTHER_VALUES}
+    titles = {value.name: value.title for value in (*OTHER_VALUES, ZERO_SHOT_AVERAGE)}
     return titles.get(name, name.replace("perplexity_", "perplexity at ") + " tokens")
 
 
 def value_text(name: str, value: float) -> str:
     """A value as the tables write it."""
-    shows = {other.name: other.show for other in OTHER_VALUES}
+    shows = {other.name: other.show for other in (*OTHER_VALUES, ZERO_SHOT_AVERAGE)}
     return shows.get(name, number)(value)
 
 
@@ -140,24 +143,27 @@ def print_table(results: Results) -> None:
 
 
 def _sheets(results: Results) -> list[_Sheet]:
-    """One table of all values where there is one setting, else one a value."""
+    """One table of all values where there is one setting, and those of extras; else one a value."""
     lengths = results["evaluation_lengths"]
     values = [_Value(f"perplexity_{n}", _length_title(results, n), number) for n in lengths]
+    extras = _extra_values(results)
     settings = results["settings"]
     if len(settings) == 1:
         (label,) = settings
         methods = settings[label]["methods"]
-        return [_single(methods, [*values, *OTHER_VALUES])]
+        # Of their own, because a terminal has room for some nine columns.
+        sheets = {"": [*values, *OTHER_VALUES], **extras}
+        return [_single(title, methods, columns) for title, columns in sheets.items()]
     return [
         _by_setting(group, part, value)
-        for value in (*values, *OTHER_VALUES[1:])
+        for value in (*values, *chain(*extras.values()), *OTHER_VALUES[1:])
         for group, part in grouped(settings).items()
     ]
 
 
-def _single(methods: dict[str, Any], values: Sequence[_Value]) -> _Sheet:
+def _single(title: str, methods: dict[str, Any], values: Sequence[_Value]) -> _Sheet:
     rows = [[name, *(_shown(entry, value) for value in values)] for name, entry in methods.items()]
-    return _Sheet("", ["", *(value.title for value in values)], rows)
+    return _Sheet(title, ["", *(value.title for value in values)], rows)
 
 
 def _by_setting(group: str, settings: dict[str, Any], value: _Value) -> _Sheet:
@@ -172,9 +178,16 @@ def _by_setting(group: str, settings: dict[str, Any], value: _Value) -> _Sheet:
 def _shown(entry: dict[str, Any] | None, value: _Value) -> str:
     if entry is None:
         return MISSING
-    text = value.show(entry[value.name])
-    deviation = entry["deviation"].get(value.name)
+    text = value.show(dict(leaves(entry)).get(value.name))
+    deviation = dict(leaves(entry["deviation"])).get(value.name)
     return text if not deviation else f"{text} ± {value.show(deviation)}"
+
+
+def _extra_values(results: Results) -> dict[str, list[_Value]]:
+    """What is measured where an experiment asks for it, by the title of its table."""
+    tasks = results.get("zero_shot", [])
+    by_task = [_Value(f"zero_shot.{task}", task, _share) for task in tasks]
+    return {"zero-shot accuracy": [*by_task, ZERO_SHOT_AVERAGE]} if tasks else {}
 
 
 def _length_title(results: Results, length: int) -> str:
@@ -203,6 +216,10 @@ def _notes(results: Results) -> list[str]:
     texts = dict.fromkeys(entry["text"] for entry in _entries(results))
     if texts:
         notes.append(f"Perplexity on {', '.join(texts)}; lower is better.")
+    if results.get("zero_shot"):
+        limit = results["zero_shot_limit"]
+        part = f" on the first {limit} examples of each task" if limit else ""
+        notes.append(f"Zero-shot accuracy, not normalised by length{part}; higher is better.")
     if _beyond_positions(results):
         notes.append(
             f"(*) The model was made for {_positions(results)} positions; beyond them its rotary "
@@ -227,4 +244,4 @@ def _csv_rows(results: Results) -> Iterator[dict[str, Any]]:
     for label, setting in results["settings"].items():
         for name, entry in setting["methods"].items():
             for seed in entry["seeds"]:
-                yield {"setting": label, "method": name} | seed
+                yield {"setting": label, "method": name} | dict(leaves(seed))

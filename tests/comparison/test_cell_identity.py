@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,38 @@ def test_an_option_makes_another_cell_where_it_changes_a_number(
             others.append(kind)
             assert first_difference(old, new).startswith(option)
     assert set(others) == set(kinds.split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "changed", "option"),
+    [
+        ({}, {"zero_shot": ("piqa",)}, "zero_shot: []"),
+        ({"zero_shot": ("piqa",)}, {"zero_shot_limit": 4}, "zero_shot_limit: None"),
+        ({"zero_shot": ("piqa",)}, {"zero_shot_folder": "."}, "zero_shot_folder: None"),
+    ],
+)
+def test_what_is_measured_makes_another_cell(
+    experiment: Experiment,
+    tiny_model_folder: Path,
+    asked: dict[str, Any],
+    changed: dict[str, Any],
+    option: str,
+) -> None:
+    config = _config(tiny_model_folder)
+    first = cell_identity(replace(experiment, **asked), "metric", config, 0)
+    second = cell_identity(replace(experiment, **asked | changed), "metric", config, 0)
+    assert digest_of(first) != digest_of(second)
+    assert first_difference(first, second).startswith(option)
+
+
+def test_what_is_not_asked_for_makes_no_other_cell(
+    experiment: Experiment, tiny_model_folder: Path
+) -> None:
+    """A folder of tasks that are not run changes no number."""
+    config = _config(tiny_model_folder)
+    others = replace(experiment, zero_shot_folder=".", zero_shot_limit=4)
+    first, second = (cell_identity(e, "metric", config, 0) for e in (experiment, others))
+    assert first == second
 
 
 def test_other_weights_of_the_same_name_make_another_cell(

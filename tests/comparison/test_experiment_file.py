@@ -17,6 +17,8 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
         seeds=[0, 7],
         evaluation_tokens=64,
         zero_shot=["piqa"],
+        zero_shot_folder="tasks",
+        zero_shot_limit=20,
         picture=[{"kind": "lines", "value": "seconds", "x_label": "keep ratio"}],
     )
     experiment = load_experiment(path)
@@ -33,6 +35,7 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
     assert experiment.evaluation_lengths == (16, 48)
     assert experiment.evaluation_tokens == 64
     assert experiment.zero_shot == ("piqa",)
+    assert (experiment.zero_shot_folder, experiment.zero_shot_limit) == ("tasks", 20)
     assert experiment.pictures == (Picture("lines", "seconds", "keep ratio", None),)
 
 
@@ -44,6 +47,19 @@ def test_what_a_file_leaves_out(experiment_file: WriteFile) -> None:
     assert experiment.options == {}
     assert experiment.evaluation_tokens is None
     assert (experiment.zero_shot, experiment.pictures) == ((), ())
+    assert (experiment.zero_shot_folder, experiment.zero_shot_limit) == (None, None)
+
+
+def test_tasks_come_from_a_folder_where_it_exists(
+    experiment_file: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(experiment_file(zero_shot_folder="${TASK_DATA}/tasks"))
+    monkeypatch.delenv("TASK_DATA", raising=False)
+    assert experiment.local_zero_shot_folder is None
+    monkeypatch.setenv("TASK_DATA", str(tmp_path))
+    assert experiment.local_zero_shot_folder is None
+    (tmp_path / "tasks").mkdir()
+    assert experiment.local_zero_shot_folder == tmp_path / "tasks"
 
 
 def test_settings_may_be_numbers(experiment_file: WriteFile) -> None:
@@ -88,6 +104,9 @@ def test_layers_come_in_the_order_in_which_later_ones_win(experiment_file: Write
         ({"evaluation_lengths": [1]}, "evaluation_lengths: .* at least 2"),
         ({"evaluation_tokens": 47}, "evaluation_tokens: .* at least 48"),
         ({"zero_shot": "piqa"}, "zero_shot: must be a list"),
+        ({"zero_shot": ["squad"]}, "zero_shot: must be one of piqa, .*; given 'squad'"),
+        ({"zero_shot_folder": 3}, "zero_shot_folder: must be a text"),
+        ({"zero_shot_limit": 1}, "zero_shot_limit: .* at least 2"),
         ({"picture": {"kind": "pie"}}, "picture.kind: must be one of bars"),
         ({"picture": {"kind": "bars", "value": "perplexity_8"}}, "picture.value: must be one of"),
         ({"picture": {"kind": "sparsity", "method": "dense"}}, "picture.method: must be one of"),

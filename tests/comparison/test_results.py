@@ -79,6 +79,32 @@ def test_one_seed_has_no_deviation_and_an_overflow_no_mean() -> None:
     assert entry["perplexity_2048"] == 40.0
 
 
+def test_accuracies_by_task_are_averaged_over_seeds_in_their_groups() -> None:
+    seeds = [
+        _cell(
+            seed,
+            zero_shot={"piqa": piqa, "winogrande": 0.5},
+            zero_shot_normalized={"piqa": piqa, "winogrande": None},
+            zero_shot_average=(piqa + 0.5) / 2,
+        )
+        for seed, piqa in enumerate((0.2, 0.6))
+    ]
+    entry = aggregated(seeds)
+    assert entry["zero_shot"] == pytest.approx({"piqa": 0.4, "winogrande": 0.5})
+    assert entry["zero_shot_normalized"]["winogrande"] is None
+    assert entry["zero_shot_average"] == pytest.approx(0.45)
+    assert entry["deviation"]["zero_shot"]["piqa"] == pytest.approx(0.08**0.5)
+    assert entry["seeds"][1]["zero_shot"]["piqa"] == 0.6
+
+    results = _results({"all": {"ours": seeds}})
+    results |= {"zero_shot": ["piqa", "winogrande"], "zero_shot_limit": None}
+    text = table.markdown(results)
+    assert "| piqa | winogrande | zero-shot average |" in text
+    assert "| 40.0% ± 28.3% | 50.0% | 45.0% ± 14.1% |" in text
+    (line, _) = csv.DictReader(io.StringIO(table.csv_text(results)))
+    assert line["zero_shot.piqa"] == "0.2"
+
+
 def test_one_setting_is_one_table() -> None:
     text = table.markdown(_results({"all": METHODS}))
     lines = [line for line in text.splitlines() if line.startswith("|")]

@@ -1,0 +1,129 @@
+"""What is measured beyond masks and perplexity, on a tiny trained model, against direct calls."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import PreTrainedModel
+
+from pgprune_lightning.cli import main
+from pgprune_lightning.evaluation import evaluate_zero_shot
+from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking.frozen_model import load_frozen_model
+from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.tokenizer import load_tokenizer
+from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.slicing import cut_model
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "recipes" / "tiny_stories.yaml"
+FIND_SPEC = "pgprune_lightning.evaluation.zero_shot_tasks.find_spec"
+
+EXPERIMENT: dict[str, Any] = {
+    "title": "A mask and the dense model",
+    "recipe": str(RECIPE),
+    "methods": {
+        "dense": {"kind": "dense"},
+        "magnitude": {"kind": "metric", "options": {"model.initialization.metric": "magnitude"}},
+    },
+    "evaluation_lengths": [32, 64],
+    "evaluation_tokens": 256,
+}
+
+Compare = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def compare(pgprune_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
+    """Runs an experiment on the trained model; keys given override those of the file."""
+    monkeypatch.setenv("PGPRUNE_DATA", str(pgprune_data))
+
+    def run(*arguments: str, **changes: Any) -> tuple[int, dict[str, Any]]:
+        path, output = tmp_path / "experiment.yaml", tmp_path / "out"
+        path.write_text(yaml.safe_dump(EXPERIMENT | changes, sort_keys=False))
+        status = main(["compare", "--config", str(path), "--output", str(output), *arguments])
+        results = output / "compare.json"
+        return status, json.loads(results.read_text()) if results.is_file() else {}
+
+    return run
+
+
+def _dense(data: Path) -> PreTrainedModel:
+    source = resolve_model_source(str(data / "stories260K"))
+    return load_frozen_model(source, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def _cut(data: Path, cell: Path) -> PreTrainedModel:
+    dense, plan = _dense(data), PruningPlan.load(cell / "plan")
+    return cut_model(dense, mask_space_of(dense, list(plan.space.kinds)), plan.mask_U)
+
+
+ZERO_SHOT: dict[str, Any] = {
+    "zero_shot": ["arc_easy", "winogrande"],
+    "zero_shot_folder": "${PGPRUNE_DATA}/zeroshot",
+    "zero_shot_limit": 4,
+}
+
+
+def test_accuracies_are_those_of_the_pruned_model(
+    compare: Compare, pgprune_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="pip install -e '.[zero-shot]'")
+    methods: dict[str, Any] = EXPERIMENT["methods"] | {"slicegpt": {"kind": "slicegpt"}}
+    status, results = compare(methods=methods, **ZERO_SHOT)
+    assert status == 0
+    folder = pgprune_data / "zeroshot"
+    cut = _cut(pgprune_data, tmp_path / "out" / "cells" / "all" / "magnitude" / "seed0")
+    tokenizer = load_tokenizer(str(pgprune_data / "stories260K"))
+    for name, model in {"dense": _dense(pgprune_data), "magnitude": cut}.items():
+        scores = evaluate_zero_shot(
+            model, tokenizer, ["arc_easy", "winogrande"], local_folder=folder, limit=4
+        )
+        entry = results["methods"][name]
+        assert entry["zero_shot"] == {task: score.accuracy for task, score in scores.items()}
+        assert entry["zero_shot_normalized"] == {
+            task: score.normalized_accuracy for task, score in scores.items()
+        }
+        assert entry["zero_shot_average"] == sum(entry["zero_shot"].values()) / 2
+    assert results["methods"]["dense"]["zero_shot"] != entry["zero_shot"]
+    assert set(results["methods"]["slicegpt"]["zero_shot"]) == set(entry["zero_shot"])
+
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert "| arc_easy | winogrande | zero-shot average |" in markdown
+    average = entry["zero_shot_average"]
+    assert f"| {average:.1%} |" in markdown
+    assert "first 4 examples" in markdown
+    with (tmp_path / "out" / "table.csv").open() as file:
+        (row,) = [line for line in csv.DictReader(file) if line["method"] == "magnitude"]
+    assert float(row["zero_shot_average"]) == average
+    assert float(row["zero_shot.winogrande"]) == entry["zero_shot"]["winogrande"]
+
+
+def test_tasks_that_cannot_run_are_refused_before_a_model_is_loaded(
+    compare: Compare,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(FIND_SPEC, lambda name: None)
+    assert compare(**ZERO_SHOT) == (2, {})
+    assert "lm-eval, which is not installed" in capsys.readouterr().err
+    assert compare(**ZERO_SHOT | {"zero_shot_folder": str(tmp_path)}) == (2, {})
+    assert "there is no file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_finished_cells_needs_no_library(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="pip install -e '.[zero-shot]'")
+    methods = {"dense": {"kind": "dense"}}
+    tasks = ZERO_SHOT | {"zero_shot_limit": 2}
+    assert compare(methods=methods, **tasks)[0] == 0
+    monkeypatch.setattr(FIND_SPEC, lambda name: None)
+    status, results = compare(methods=methods, **tasks)
+    assert (status, list(results["methods"]["dense"]["zero_shot"])) == (0, tasks["zero_shot"])
