@@ -19,6 +19,14 @@ from pgprune_lightning.comparison.experiment import (
     nested,
 )
 from pgprune_lightning.comparison.option_check import check_options
+from pgprune_lightning.comparison.yaml_values import (
+    choice,
+    integers,
+    mapping,
+    optional_text,
+    text,
+    texts,
+)
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import ZERO_SHOT_TASKS, ZeroShotTask
 
@@ -90,7 +98,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"is no YAML: {error}") from error
-    fields = _mapping(data, "the file", KEYS)
+    fields = mapping(data, "the file", KEYS)
     missing = [key for key in ("title", "recipe", "methods") if not fields.get(key)]
     if missing:
         raise UserError(f"{', '.join(missing)}: missing; every experiment file needs it.")
@@ -102,22 +110,22 @@ def _experiment(
 ) -> Experiment:
     settings = _named(data.get("settings") or {ONLY_SETTING: {}}, "settings")
     methods = _named(data["methods"], "methods")
-    lengths = _integers(data.get("evaluation_lengths", [128, 2048]), "evaluation_lengths", 2)
+    lengths = integers(data.get("evaluation_lengths", [128, 2048]), "evaluation_lengths", 2)
     experiment = Experiment(
-        title=_text(data["title"], "title"),
+        title=text(data["title"], "title"),
         recipe=_recipe(data["recipe"], folder),
-        options=_overlaid(nested(_mapping(data.get("options"), "options"), "options"), over),
+        options=_overlaid(nested(mapping(data.get("options"), "options"), "options"), over),
         settings={
-            label: nested(_mapping(options, f"settings.{label}"), f"settings.{label}")
+            label: nested(mapping(options, f"settings.{label}"), f"settings.{label}")
             for label, options in settings.items()
         },
         methods={name: _method(method, f"methods.{name}") for name, method in methods.items()},
-        seeds=_integers(data.get("seeds", [0]) if seeds is None else seeds, "seeds", 0),
+        seeds=integers(data.get("seeds", [0]) if seeds is None else seeds, "seeds", 0),
         evaluation_lengths=lengths,
         evaluation_tokens=_tokens(data.get("evaluation_tokens"), max(lengths)),
         zero_shot=_zero_shot(data.get("zero_shot")),
         pictures=(),
-        zero_shot_folder=_optional_text(data.get("zero_shot_folder"), "zero_shot_folder"),
+        zero_shot_folder=optional_text(data.get("zero_shot_folder"), "zero_shot_folder"),
         zero_shot_limit=_limit(data.get("zero_shot_limit")),
     )
     pictures = _pictures(data.get("picture"), experiment)
@@ -134,24 +142,11 @@ def _overlaid(options: Options, over: Options) -> Options:
     return result
 
 
-def _mapping(value: Any, where: str, allowed: Sequence[str] | None = None) -> dict[Any, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: must be a mapping of names to values, given {value!r}.")
-    unknown = [str(key) for key in value if allowed is not None and key not in allowed]
-    if unknown:
-        raise UserError(
-            f"{where}: unknown key {', '.join(unknown)}; allowed are {', '.join(allowed or ())}."
-        )
-    return value
-
-
 def _named(value: Any, where: str) -> dict[str, Any]:
     """A mapping whose keys become labels, and names of folders."""
     result: dict[str, Any] = {}
     folders: dict[str, str] = {}
-    for key, item in _mapping(value, where).items():
+    for key, item in mapping(value, where).items():
         name = str(key)
         if isinstance(key, bool) or not _SAFE_NAME.fullmatch(name):
             raise UserError(
@@ -171,7 +166,7 @@ def folder_name(name: str) -> str:
 
 
 def _recipe(value: Any, folder: Path) -> tuple[Path, ...]:
-    names = _texts([value] if isinstance(value, str) else value, "recipe")
+    names = texts([value] if isinstance(value, str) else value, "recipe")
     paths = tuple(folder / name for name in names)
     for path in paths:
         if not path.is_file():
@@ -180,9 +175,9 @@ def _recipe(value: Any, folder: Path) -> tuple[Path, ...]:
 
 
 def _method(value: Any, where: str) -> Method:
-    fields = _mapping(value, where, ("kind", "options"))
-    kind = _choice(fields.get("kind"), get_args(MethodKind), f"{where}.kind")
-    options = _mapping(fields.get("options"), f"{where}.options")
+    fields = mapping(value, where, ("kind", "options"))
+    kind = choice(fields.get("kind"), get_args(MethodKind), f"{where}.kind")
+    options = mapping(fields.get("options"), f"{where}.options")
     return Method(kind, nested(options, f"{where}.options"))
 
 
@@ -194,8 +189,8 @@ def _pictures(value: Any, experiment: Experiment) -> tuple[Picture, ...]:
 
 
 def _picture(value: Any, experiment: Experiment) -> Picture:
-    fields = _mapping(value, "picture", ("kind", "value", "x_label", "method"))
-    kind = _choice(fields.get("kind"), get_args(PictureKind), "picture.kind")
+    fields = mapping(value, "picture", ("kind", "value", "x_label", "method"))
+    kind = choice(fields.get("kind"), get_args(PictureKind), "picture.kind")
     perplexities = [f"perplexity_{length}" for length in experiment.evaluation_lengths]
     others = ["parameters", "parameters_share", "seconds", "peak_memory_bytes"]
     others += ["zero_shot_average"] if experiment.zero_shot else []
@@ -204,54 +199,21 @@ def _picture(value: Any, experiment: Experiment) -> Picture:
     method = fields.get("method")
     return Picture(
         kind=kind,
-        value=_choice(shown, [*perplexities, *others], "picture.value"),
-        x_label=_text(fields.get("x_label", "setting"), "picture.x_label"),
-        method=None if method is None else _choice(method, masks, "picture.method"),
+        value=choice(shown, [*perplexities, *others], "picture.value"),
+        x_label=text(fields.get("x_label", "setting"), "picture.x_label"),
+        method=None if method is None else choice(method, masks, "picture.method"),
     )
 
 
-def _choice(value: Any, allowed: Sequence[str], where: str) -> Any:
-    if value not in allowed:
-        raise UserError(f"{where}: must be one of {', '.join(allowed)}; given {value!r}.")
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: must be a text, given {value!r}.")
-    return value
-
-
-def _optional_text(value: Any, where: str) -> str | None:
-    return None if value is None else _text(value, where)
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    if value is not None and not isinstance(value, list):
-        raise UserError(f"{where}: must be a list of texts, given {value!r}.")
-    return tuple(_text(item, where) for item in value or [])
-
-
-def _integers(value: Any, where: str, lowest: int) -> tuple[int, ...]:
-    numbers = list(value) if isinstance(value, (list, tuple)) else []
-    fit = all(type(number) is int and number >= lowest for number in numbers)
-    if not numbers or not fit or len(set(numbers)) != len(numbers):
-        raise UserError(
-            f"{where}: must be a list of different whole numbers of at least {lowest}, "
-            f"given {value!r}."
-        )
-    return tuple(numbers)
-
-
 def _tokens(value: Any, longest: int) -> int | None:
-    return None if value is None else _integers([value], "evaluation_tokens", longest)[0]
+    return None if value is None else integers([value], "evaluation_tokens", longest)[0]
 
 
 def _zero_shot(value: Any) -> tuple[ZeroShotTask, ...]:
-    names = dict.fromkeys(_texts(value, "zero_shot"))
-    return tuple(_choice(name, ZERO_SHOT_TASKS, "zero_shot") for name in names)
+    names = dict.fromkeys(texts(value, "zero_shot"))
+    return tuple(choice(name, ZERO_SHOT_TASKS, "zero_shot") for name in names)
 
 
 def _limit(value: Any) -> int | None:
     # A standard error needs two examples.
-    return None if value is None else _integers([value], "zero_shot_limit", 2)[0]
+    return None if value is None else integers([value], "zero_shot_limit", 2)[0]
