@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def _extra_measurements(experiment: Experiment) -> dict[str, Any]:
         is_local = experiment.local_zero_shot_folder is not None
         extra["zero_shot_folder"] = experiment.zero_shot_folder if is_local else None
         extra["zero_shot_limit"] = experiment.zero_shot_limit
+    if experiment.latency is not None:
+        extra["latency"] = asdict(experiment.latency)
     return extra
 
 

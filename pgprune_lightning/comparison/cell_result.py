@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,11 +14,11 @@ from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
 from pgprune_lightning.comparison.experiment import Experiment
-from pgprune_lightning.comparison.measurement import measure
+from pgprune_lightning.comparison.measurement import measure, time_passes
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.evaluation.resources import ResourceMeter
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.slicing import slice_model
+from pgprune_lightning.slicing import cut_model, slice_model
 
 PLAN_FOLDER = "plan"
 RUN_FOLDER = "run"
@@ -29,7 +31,8 @@ class _Pruned:
     Args:
         cli: The command line that it was made by.
         meter: What that took.
-        opened: Gives the pruned model for the length of a `with` block.
+        opened: Gives the pruned model, masked or cut, for the length of a `with` block.
+        cut: Gives the model of the pruned model's size; where nothing is pruned, the dense one.
         parameters: How many the pruned model has.
         plan: The pruning plan, if the method makes a mask.
         details: More that the result is to say.
@@ -38,6 +41,7 @@ class _Pruned:
     cli: CellCLI
     meter: ResourceMeter
     opened: AbstractContextManager[PreTrainedModel]
+    cut: Callable[[], PreTrainedModel]
     parameters: int
     plan: PruningPlan | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +68,8 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
     environment = cli.model.environment
     with pruned.opened as model:
         measured = measure(model, cli.datamodule, experiment)
+    if experiment.latency is not None:
+        measured |= time_passes(pruned.cut(), experiment.latency)
     dense_parameters = environment.space.total_parameters
     return {
         "setting": cell.setting,
@@ -93,6 +99,7 @@ def _dense(cell: Cell) -> _Pruned:
         cli,
         meter,
         opened=nullcontext(environment.model),
+        cut=lambda: environment.model,
         parameters=environment.space.total_parameters,
     )
 
@@ -118,10 +125,12 @@ def _learned(cell: Cell) -> _Pruned:
 
 
 def _masked(cli: CellCLI, plan: PruningPlan, details: dict[str, Any]) -> _Pruned:
+    environment = cli.model.environment
     return _Pruned(
         cli,
         cli.making.meter,
-        opened=cli.model.environment.masked(plan.mask_U),
+        opened=environment.masked(plan.mask_U),
+        cut=partial(cut_model, environment.model, plan.space, plan.mask_U),
         parameters=plan.kept_parameters,
         plan=plan,
         details=details | {"unit_kinds": list(plan.space.kinds)},
@@ -140,8 +149,14 @@ def _slicegpt(cell: Cell) -> _Pruned:
     sliced = slice_model(module.environment.model, batches, budget)
     meter.stop()
     details = {"width": sliced.width}
-    opened = nullcontext(sliced.model)
-    return _Pruned(cli, meter, opened, sliced.num_parameters, details=details)
+    return _Pruned(
+        cli,
+        meter,
+        opened=nullcontext(sliced.model),
+        cut=lambda: sliced.model,
+        parameters=sliced.num_parameters,
+        details=details,
+    )
 
 
 _MAKERS = {"dense": _dense, "metric": _metric, "learned": _learned, "slicegpt": _slicegpt}

@@ -57,6 +57,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class LatencyOptions:
+    """What is timed; see `evaluation.measure_latency`.
+
+    Args:
+        batch_size: Sequences in a pass.
+        sequence_length: Tokens of a sequence.
+        repetitions: Passes that are timed.
+    """
+
+    batch_size: int = 4
+    sequence_length: int = 2048
+    repetitions: int = 10
+
+
+@dataclass(frozen=True)
 class Experiment:
     """An experiment file, read and checked.
 
@@ -75,6 +90,7 @@ class Experiment:
         zero_shot_folder: Folder with a file `TASK.jsonl` for each task, read instead of the hub
             where it exists; environment variables are expanded.
         zero_shot_limit: Examples of each task, its first ones; None: all.
+        latency: Forward passes that are timed; None: none are.
     """
 
     title: str
@@ -89,6 +105,7 @@ class Experiment:
     pictures: tuple[Picture, ...]
     zero_shot_folder: str | None = None
     zero_shot_limit: int | None = None
+    latency: LatencyOptions | None = None
 
     @property
     def local_zero_shot_folder(self) -> Path | None:

@@ -11,6 +11,7 @@ import yaml
 
 from pgprune_lightning.comparison.experiment import (
     Experiment,
+    LatencyOptions,
     Method,
     MethodKind,
     Options,
@@ -42,6 +43,7 @@ KEYS = (
     "zero_shot",
     "zero_shot_folder",
     "zero_shot_limit",
+    "latency",
     "picture",
 )
 ONLY_SETTING = "all"
@@ -127,6 +129,7 @@ def _experiment(
         pictures=(),
         zero_shot_folder=optional_text(data.get("zero_shot_folder"), "zero_shot_folder"),
         zero_shot_limit=_limit(data.get("zero_shot_limit")),
+        latency=_latency(data.get("latency")),
     )
     pictures = _pictures(data.get("picture"), experiment)
     return Experiment(**(vars(experiment) | {"pictures": pictures}))
@@ -217,3 +220,11 @@ def _zero_shot(value: Any) -> tuple[ZeroShotTask, ...]:
 def _limit(value: Any) -> int | None:
     # A standard error needs two examples.
     return None if value is None else integers([value], "zero_shot_limit", 2)[0]
+
+
+def _latency(value: Any) -> LatencyOptions | None:
+    if value is None:
+        return None
+    given = mapping(value, "latency", list(LatencyOptions.__dataclass_fields__))
+    sizes = {name: integers([size], f"latency.{name}", 1)[0] for name, size in given.items()}
+    return LatencyOptions(**sizes)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.comparison.experiment import Experiment, LatencyOptions
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks
-from pgprune_lightning.evaluation import evaluate_perplexity, evaluate_zero_shot
+from pgprune_lightning.evaluation import evaluate_perplexity, evaluate_zero_shot, measure_latency
 from pgprune_lightning.masking.token_loss import token_nll
 
 
@@ -41,6 +41,22 @@ def measure(
         for length in experiment.evaluation_lengths
     }
     return perplexities | (_zero_shot(model, data, experiment) if experiment.zero_shot else {})
+
+
+def time_passes(model: PreTrainedModel, options: LatencyOptions) -> dict[str, Any]:
+    """Time a model whose units are really gone.
+
+    Args:
+        model: Dense, cut or sliced.
+        options: What is timed.
+
+    Returns:
+        `latency`: `seconds` of a forward pass, `tokens_per_second`, `parameter_bytes`, and
+        `peak_memory_bytes`, None where the device is not CUDA.
+    """
+    measured = asdict(measure_latency(model, **asdict(options)))
+    names = ("seconds", "tokens_per_second", "parameter_bytes", "peak_memory_bytes")
+    return {"latency": {name: measured[name] for name in names}}
 
 
 def _zero_shot(

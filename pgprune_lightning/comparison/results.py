@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import permutations
 from typing import Any
 
@@ -59,6 +60,7 @@ def collect(
         "evaluation_lengths": list(experiment.evaluation_lengths),
         "zero_shot": list(experiment.zero_shot),
         "zero_shot_limit": experiment.zero_shot_limit,
+        "latency": None if experiment.latency is None else asdict(experiment.latency),
         "settings": settings,
         "errors": {cell.title: message for cell, message in errors},
     }

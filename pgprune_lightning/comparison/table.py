@@ -77,11 +77,22 @@ def _memory(value: float | None) -> str:
     return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
 
 
+def _latency(value: float | None) -> str:
+    """A time that may be milliseconds, with three figures."""
+    if value is None or value >= 60:
+        return seconds(value)
+    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
 OTHER_VALUES = (
     _Value("parameters", "parameters", _parameters),
     _Value("parameters_share", "of dense", _share),
     _Value("seconds", "time to make", seconds),
     _Value("peak_memory_bytes", "peak memory", _memory),
+)
+LATENCY_VALUES = (
+    _Value("latency.seconds", "latency", _latency),
+    _Value("latency.parameter_bytes", "memory of weights", _memory),
 )
 ZERO_SHOT_AVERAGE = _Value("zero_shot_average", "zero-shot average", _share)
 
@@ -187,7 +198,9 @@ def _extra_values(results: Results) -> dict[str, list[_Value]]:
     """What is measured where an experiment asks for it, by the title of its table."""
     tasks = results.get("zero_shot", [])
     by_task = [_Value(f"zero_shot.{task}", task, _share) for task in tasks]
-    return {"zero-shot accuracy": [*by_task, ZERO_SHOT_AVERAGE]} if tasks else {}
+    zero_shot = {"zero-shot accuracy": [*by_task, ZERO_SHOT_AVERAGE]} if tasks else {}
+    latency = {"forward pass": list(LATENCY_VALUES)} if results.get("latency") else {}
+    return zero_shot | latency
 
 
 def _length_title(results: Results, length: int) -> str:
@@ -220,6 +233,12 @@ def _notes(results: Results) -> list[str]:
         limit = results["zero_shot_limit"]
         part = f" on the first {limit} examples of each task" if limit else ""
         notes.append(f"Zero-shot accuracy, not normalised by length{part}; higher is better.")
+    if results.get("latency"):
+        shape = results["latency"]
+        notes.append(
+            f"Latency: the median of {shape['repetitions']} forward passes of the cut model over "
+            f"{shape['batch_size']} x {shape['sequence_length']:,} tokens."
+        )
     if _beyond_positions(results):
         notes.append(
             f"(*) The model was made for {_positions(results)} positions; beyond them its rotary "

@@ -26,7 +26,8 @@ class Latency:
         num_parameters: Parameters of the model, tied ones once.
         parameter_bytes: What they occupy.
         peak_memory_bytes: Most memory allocated on the device during the passes, the parameters
-            among it; None where it is not CUDA.
+            among it, and what lay there for others, such as the dense model, not; None where the
+            device is not CUDA.
         batch_size: Sequences in the batch.
         sequence_length: Tokens of a sequence.
     """
@@ -76,18 +77,22 @@ def measure_latency(
     tokens_BT = _random_tokens(model, batch_size, sequence_length)
     for _ in range(WARM_UP_PASSES):
         model(tokens_BT, use_cache=False)
+    parameters = list(model.parameters())
+    parameter_bytes = sum(parameter.nbytes for parameter in parameters)
     device = tokens_BT.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        bytes_of_others = torch.cuda.memory_allocated(device) - parameter_bytes
     seconds = statistics.median(_timed_pass(model, tokens_BT) for _ in range(repetitions))
-    parameters = list(model.parameters())
     return Latency(
         seconds=seconds,
         tokens_per_second=tokens_BT.numel() / seconds,
         num_parameters=sum(parameter.numel() for parameter in parameters),
-        parameter_bytes=sum(parameter.nbytes for parameter in parameters),
+        parameter_bytes=parameter_bytes,
         peak_memory_bytes=(
-            torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+            torch.cuda.max_memory_allocated(device) - bytes_of_others
+            if device.type == "cuda"
+            else None
         ),
         batch_size=batch_size,
         sequence_length=sequence_length,

@@ -14,7 +14,7 @@ from pgprune_lightning.comparison.cell_identity import (
     digest_of,
     first_difference,
 )
-from pgprune_lightning.comparison.experiment import Experiment, MethodKind
+from pgprune_lightning.comparison.experiment import Experiment, LatencyOptions, MethodKind
 
 
 @pytest.fixture
@@ -83,6 +83,8 @@ def test_an_option_makes_another_cell_where_it_changes_a_number(
     ("asked", "changed", "option"),
     [
         ({}, {"zero_shot": ("piqa",)}, "zero_shot: []"),
+        ({}, {"latency": LatencyOptions()}, "latency"),
+        ({"latency": LatencyOptions()}, {"latency": LatencyOptions(1)}, "latency.batch_size: 4"),
         ({"zero_shot": ("piqa",)}, {"zero_shot_limit": 4}, "zero_shot_limit: None"),
         ({"zero_shot": ("piqa",)}, {"zero_shot_folder": "."}, "zero_shot_folder: None"),
     ],

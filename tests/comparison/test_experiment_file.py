@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.comparison import Method, Picture, load_experiment
+from pgprune_lightning.comparison.experiment import LatencyOptions
 from pgprune_lightning.errors import UserError
 
 WriteFile = Callable[..., Path]
@@ -19,6 +20,7 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
         zero_shot=["piqa"],
         zero_shot_folder="tasks",
         zero_shot_limit=20,
+        latency={"batch_size": 2},
         picture=[{"kind": "lines", "value": "seconds", "x_label": "keep ratio"}],
     )
     experiment = load_experiment(path)
@@ -36,6 +38,7 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
     assert experiment.evaluation_tokens == 64
     assert experiment.zero_shot == ("piqa",)
     assert (experiment.zero_shot_folder, experiment.zero_shot_limit) == ("tasks", 20)
+    assert experiment.latency == LatencyOptions(batch_size=2, sequence_length=2048, repetitions=10)
     assert experiment.pictures == (Picture("lines", "seconds", "keep ratio", None),)
 
 
@@ -48,6 +51,7 @@ def test_what_a_file_leaves_out(experiment_file: WriteFile) -> None:
     assert experiment.evaluation_tokens is None
     assert (experiment.zero_shot, experiment.pictures) == ((), ())
     assert (experiment.zero_shot_folder, experiment.zero_shot_limit) == (None, None)
+    assert experiment.latency is None
 
 
 def test_tasks_come_from_a_folder_where_it_exists(
@@ -106,6 +110,8 @@ def test_layers_come_in_the_order_in_which_later_ones_win(experiment_file: Write
         ({"zero_shot": "piqa"}, "zero_shot: must be a list"),
         ({"zero_shot": ["squad"]}, "zero_shot: must be one of piqa, .*; given 'squad'"),
         ({"zero_shot_folder": 3}, "zero_shot_folder: must be a text"),
+        ({"latency": {"batch": 1}}, "latency: unknown key batch; allowed are batch_size, "),
+        ({"latency": {"repetitions": 0}}, "latency.repetitions: .* at least 1"),
         ({"zero_shot_limit": 1}, "zero_shot_limit: .* at least 2"),
         ({"picture": {"kind": "pie"}}, "picture.kind: must be one of bars"),
         ({"picture": {"kind": "bars", "value": "perplexity_8"}}, "picture.value: must be one of"),

@@ -127,3 +127,21 @@ def test_a_table_of_finished_cells_needs_no_library(
     monkeypatch.setattr(FIND_SPEC, lambda name: None)
     status, results = compare(methods=methods, **tasks)
     assert (status, list(results["methods"]["dense"]["zero_shot"])) == (0, tasks["zero_shot"])
+
+
+def test_what_is_timed_is_the_cut_model(compare: Compare, tmp_path: Path) -> None:
+    methods: dict[str, Any] = EXPERIMENT["methods"] | {"slicegpt": {"kind": "slicegpt"}}
+    shape = {"batch_size": 2, "sequence_length": 16, "repetitions": 2}
+    status, results = compare(methods=methods, latency=shape)
+    assert (status, results["latency"]) == (0, shape)
+    for name, entry in results["methods"].items():
+        latency = entry["latency"]
+        assert latency["parameter_bytes"] == 4 * entry["parameters"], name
+        assert latency["seconds"] > 0
+        assert latency["tokens_per_second"] == pytest.approx(32 / latency["seconds"])
+        assert latency["peak_memory_bytes"] is None
+    sizes = {
+        name: entry["latency"]["parameter_bytes"] for name, entry in results["methods"].items()
+    }
+    assert sizes["dense"] > sizes["magnitude"] > sizes["slicegpt"]
+    assert "| memory of weights |" in (tmp_path / "out" / "table.md").read_text()

@@ -105,6 +105,16 @@ def test_accuracies_by_task_are_averaged_over_seeds_in_their_groups() -> None:
     assert line["zero_shot.piqa"] == "0.2"
 
 
+def test_latency_has_a_table_of_its_own() -> None:
+    shape = {"batch_size": 4, "sequence_length": 2048, "repetitions": 3}
+    numbers = {"seconds": 0.01234, "parameter_bytes": 3 * 2**20, "peak_memory_bytes": None}
+    results = _results({"all": {"ours": [_cell(latency=numbers)]}}) | {"latency": shape}
+    text = table.markdown(results)
+    assert "|  | latency | memory of weights |" in text
+    assert "| ours | 12.3 ms | 3 MiB |" in text
+    assert "median of 3 forward passes of the cut model over 4 x 2,048 tokens" in text
+
+
 def test_one_setting_is_one_table() -> None:
     text = table.markdown(_results({"all": METHODS}))
     lines = [line for line in text.splitlines() if line.startswith("|")]

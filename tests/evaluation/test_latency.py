@@ -17,6 +17,7 @@ from pgprune_lightning.evaluation import latency
 from pgprune_lightning.evaluation.latency import WARM_UP_PASSES, measure_latency
 from pgprune_lightning.masking import mask_space_of
 from pgprune_lightning.slicing import cut_model
+from tests.tiny_models import make_tiny_model
 
 
 def _clock(durations: list[float]) -> Callable[[], float]:
@@ -85,3 +86,15 @@ def test_memory_on_a_gpu_grows_with_the_batch(tiny_model: Callable[..., PreTrain
     ]
     logits = 31 * 512 * 97 * 4
     assert peaks[1] - peaks[0] > logits
+
+
+@pytest.mark.gpu
+def test_memory_of_others_on_the_device_is_not_the_models() -> None:
+    model = make_tiny_model("llama_gqa").cuda()
+    sizes = {"batch_size": 2, "sequence_length": 64, "repetitions": 1}
+    alone = measure_latency(model, **sizes).peak_memory_bytes
+    other = torch.zeros(2**24, device="cuda")
+    beside = measure_latency(model, **sizes).peak_memory_bytes
+    assert alone is not None
+    assert beside is not None
+    assert abs(beside - alone) < 2**20 < other.nbytes
