@@ -61,6 +61,7 @@ def smallest_form(name: str) -> dict[str, Any]:
         "seeds": data["seeds"][:2],
         "evaluation_lengths": LENGTHS,
         "zero_shot": [],
+        "latency": None,
         "picture": json.loads(pictures),
     }
 
