@@ -38,6 +38,7 @@ TINY: dict[str, Any] = {
 }
 """Over every row: no hub, no GPU, no time."""
 FEWER_LAYERS = {"model.protected_layers": [0]}
+SHORT_LATENCY = {"batch_size": 1, "sequence_length": 16, "repetitions": 1}
 SHORT_STAGES = {"model.progressive.steps_per_stage": 1, "trainer.max_steps": 7}
 """Over rows that protect layers, of which the tiny model has five, and over progressive ones."""
 
@@ -61,7 +62,7 @@ def smallest_form(name: str) -> dict[str, Any]:
         "seeds": data["seeds"][:2],
         "evaluation_lengths": LENGTHS,
         "zero_shot": [],
-        "latency": None,
+        "latency": SHORT_LATENCY if "latency" in data else None,
         "picture": json.loads(pictures),
     }
 
