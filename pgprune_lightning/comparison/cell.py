@@ -8,7 +8,7 @@ from typing import Any
 
 import callbacks
 from pgprune_lightning.comparison.cell_identity import Identity, cell_identity
-from pgprune_lightning.comparison.experiment import Experiment, MethodKind
+from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions, MethodKind
 from pgprune_lightning.comparison.experiment_file import folder_name
 from pgprune_lightning.comparison.option_check import cell_arguments
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
@@ -28,6 +28,7 @@ class Cell:
         arguments: Its configuration, as the command line takes it.
         identity: Everything that decides its numbers.
         folder: Where its results lie.
+        finetune: How the pruned model is tuned before it is measured; None: it is not.
     """
 
     setting: str
@@ -37,6 +38,7 @@ class Cell:
     arguments: tuple[str, ...]
     identity: Identity
     folder: Path
+    finetune: FinetuneOptions | None = None
 
     @property
     def title(self) -> str:
@@ -81,6 +83,7 @@ def _cells(experiment: Experiment, setting: str, method: str, output: Path) -> l
     arguments = cell_arguments(experiment, setting, method)
     config = _checked_config(kind, arguments)
     folder = output / "cells" / folder_name(setting) / folder_name(method)
+    finetune = experiment.finetune_of(method)
     seeds = experiment.seeds if _is_random(kind, config) else experiment.seeds[:1]
     return [
         Cell(
@@ -89,8 +92,9 @@ def _cells(experiment: Experiment, setting: str, method: str, output: Path) -> l
             kind=kind,
             seed=seed,
             arguments=tuple(arguments),
-            identity=cell_identity(experiment, kind, _seeded(config, seed), seed),
+            identity=cell_identity(experiment, kind, _seeded(config, seed), seed, finetune),
             folder=folder / f"seed{seed}",
+            finetune=finetune,
         )
         for seed in seeds
     ]

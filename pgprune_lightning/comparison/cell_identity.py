@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.comparison.experiment import Experiment, MethodKind, leaves
+from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions, MethodKind, leaves
 from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
 
 NO_NUMBER_CHANGES = {
@@ -43,7 +43,11 @@ _BYTES_AT_EACH_END = 2**16
 
 
 def cell_identity(
-    experiment: Experiment, kind: MethodKind, config: dict[str, Any], seed: int
+    experiment: Experiment,
+    kind: MethodKind,
+    config: dict[str, Any],
+    seed: int,
+    finetune: FinetuneOptions | None = None,
 ) -> Identity:
     """Everything that decides a cell's numbers.
 
@@ -52,6 +56,7 @@ def cell_identity(
         kind: What the method is.
         config: Resolved options of `fit`, primitives, nested.
         seed: Seed of the cell.
+        finetune: How the pruned model is tuned; None: it is not.
     """
     source = resolve_model_source(config["model"]["base_model"])
     return {
@@ -62,11 +67,11 @@ def cell_identity(
         "evaluation_lengths": list(experiment.evaluation_lengths),
         "evaluation_tokens": experiment.evaluation_tokens,
         "zero_shot": list(experiment.zero_shot),
-        **_extra_measurements(experiment),
+        **_extras(experiment, finetune),
     }
 
 
-def _extra_measurements(experiment: Experiment) -> dict[str, Any]:
+def _extras(experiment: Experiment, finetune: FinetuneOptions | None) -> dict[str, Any]:
     """Only what is asked for: cells of experiments without are found again as they were."""
     extra: dict[str, Any] = {}
     if experiment.zero_shot:
@@ -75,6 +80,10 @@ def _extra_measurements(experiment: Experiment) -> dict[str, Any]:
         extra["zero_shot_limit"] = experiment.zero_shot_limit
     if experiment.latency is not None:
         extra["latency"] = asdict(experiment.latency)
+    if finetune is not None:
+        lora = asdict(finetune.lora)
+        lora["target_modules"] = list(finetune.lora.target_modules)  # as JSON gives it back
+        extra["finetune"] = {"records": finetune.records, **lora}
     return extra
 
 

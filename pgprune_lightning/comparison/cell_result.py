@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
-from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions
 from pgprune_lightning.comparison.measurement import measure, time_passes
+from pgprune_lightning.comparison.tuning import tune
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.evaluation.resources import ResourceMeter
 from pgprune_lightning.plan import PruningPlan
@@ -66,10 +67,7 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         pruned.plan.save(cell.folder / PLAN_FOLDER)
     cli = pruned.cli
     environment = cli.model.environment
-    with pruned.opened as model:
-        measured = measure(model, cli.datamodule, experiment)
-    if experiment.latency is not None:
-        measured |= time_passes(pruned.cut(), experiment.latency)
+    measured = _measured(pruned, cell.finetune, experiment)
     dense_parameters = environment.space.total_parameters
     return {
         "setting": cell.setting,
@@ -87,6 +85,22 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         **pruned.details,
         "provenance": provenance(cli.device),
     }
+
+
+def _measured(
+    pruned: _Pruned, finetune: FinetuneOptions | None, experiment: Experiment
+) -> dict[str, Any]:
+    data = pruned.cli.datamodule
+    tuned: PreTrainedModel | None = None
+    tuning: dict[str, Any] = {}
+    if finetune is not None:
+        dense = pruned.cli.model.environment.model
+        tuned, tuning = tune(pruned.cut(), dense, data.load_tokenizer(), finetune)
+    with pruned.opened if tuned is None else nullcontext(tuned) as model:
+        measured = measure(model, data, experiment)
+    if experiment.latency is not None:
+        measured |= time_passes(tuned or pruned.cut(), experiment.latency)
+    return measured | tuning
 
 
 def _dense(cell: Cell) -> _Pruned:

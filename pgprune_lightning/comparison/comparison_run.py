@@ -57,8 +57,7 @@ def run_comparison(
     """
     cells = cells_of(experiment, output)
     check_folders(cells, existing)
-    if any(finished_result(cell) is None for cell in cells):
-        check_extras(experiment)
+    check_extras(experiment, [cell for cell in cells if finished_result(cell) is None])
     if experiment.pictures:
         pictures.warn_if_unavailable()
     print(f"{experiment.title}: {len(cells)} cells, each with a log in {output}/cells", flush=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import ZeroShotTask
+from pgprune_lightning.finetuning import ALPACA, LoraOptions
 
 MethodKind = Literal["dense", "metric", "slicegpt", "learned"]
 PictureKind = Literal["bars", "lines", "hamming", "sparsity"]
@@ -26,10 +27,13 @@ class Method:
         kind: `dense`: nothing is pruned; `metric`: the untrained mask; `learned`: the best plan of
             a whole `fit`; `slicegpt`: rotation and slicing, which is no mask.
         options: Options of `fit` for this row.
+        finetune: Whether the pruned model is tuned before it is measured; None: where the
+            experiment says how, and something is pruned.
     """
 
     kind: MethodKind
     options: Options
+    finetune: bool | None = None
 
     @property
     def has_mask(self) -> bool:
@@ -54,6 +58,20 @@ class Picture:
     value: str
     x_label: str
     method: str | None
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How cut models are tuned.
+
+    Args:
+        records: Instructions and answers: a file of JSON lines or Parquet, or a hub dataset;
+            environment variables are expanded.
+        lora: The adapter and its training. Its seed is its own: the same in every cell.
+    """
+
+    records: str = ALPACA
+    lora: LoraOptions = field(default_factory=LoraOptions)
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,7 @@ class Experiment:
             where it exists; environment variables are expanded.
         zero_shot_limit: Examples of each task, its first ones; None: all.
         latency: Forward passes that are timed; None: none are.
+        finetune: How pruned models are tuned before they are measured; None: they are not.
     """
 
     title: str
@@ -106,12 +125,19 @@ class Experiment:
     zero_shot_folder: str | None = None
     zero_shot_limit: int | None = None
     latency: LatencyOptions | None = None
+    finetune: FinetuneOptions | None = None
 
     @property
     def local_zero_shot_folder(self) -> Path | None:
         """Where the tasks are read; None: from the hub."""
         folder = Path(os.path.expandvars(self.zero_shot_folder or "")).expanduser()
         return folder if self.zero_shot_folder and folder.is_dir() else None
+
+    def finetune_of(self, method: str) -> FinetuneOptions | None:
+        """How a row is tuned; None: it is measured as it was pruned."""
+        row = self.methods[method]
+        wanted = row.kind != "dense" if row.finetune is None else row.finetune
+        return self.finetune if wanted else None
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Setting and method of every cell, setting by setting."""

@@ -11,6 +11,7 @@ import yaml
 
 from pgprune_lightning.comparison.experiment import (
     Experiment,
+    FinetuneOptions,
     LatencyOptions,
     Method,
     MethodKind,
@@ -20,6 +21,7 @@ from pgprune_lightning.comparison.experiment import (
     nested,
 )
 from pgprune_lightning.comparison.option_check import check_options
+from pgprune_lightning.comparison.repeated_cli import RaisingParser
 from pgprune_lightning.comparison.yaml_values import (
     choice,
     integers,
@@ -30,6 +32,7 @@ from pgprune_lightning.comparison.yaml_values import (
 )
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import ZERO_SHOT_TASKS, ZeroShotTask
+from pgprune_lightning.finetuning import ALPACA, LoraOptions
 
 KEYS = (
     "title",
@@ -44,6 +47,7 @@ KEYS = (
     "zero_shot_folder",
     "zero_shot_limit",
     "latency",
+    "finetune",
     "picture",
 )
 ONLY_SETTING = "all"
@@ -130,7 +134,9 @@ def _experiment(
         zero_shot_folder=optional_text(data.get("zero_shot_folder"), "zero_shot_folder"),
         zero_shot_limit=_limit(data.get("zero_shot_limit")),
         latency=_latency(data.get("latency")),
+        finetune=_finetune(data.get("finetune")),
     )
+    _check_finetune(experiment)
     pictures = _pictures(data.get("picture"), experiment)
     return Experiment(**(vars(experiment) | {"pictures": pictures}))
 
@@ -178,10 +184,13 @@ def _recipe(value: Any, folder: Path) -> tuple[Path, ...]:
 
 
 def _method(value: Any, where: str) -> Method:
-    fields = mapping(value, where, ("kind", "options"))
+    fields = mapping(value, where, ("kind", "options", "finetune"))
     kind = choice(fields.get("kind"), get_args(MethodKind), f"{where}.kind")
     options = mapping(fields.get("options"), f"{where}.options")
-    return Method(kind, nested(options, f"{where}.options"))
+    finetune = fields.get("finetune")
+    if finetune is not None and not isinstance(finetune, bool):
+        raise UserError(f"{where}.finetune: must be true or false, given {finetune!r}.")
+    return Method(kind, nested(options, f"{where}.options"), finetune)
 
 
 def _pictures(value: Any, experiment: Experiment) -> tuple[Picture, ...]:
@@ -228,3 +237,25 @@ def _latency(value: Any) -> LatencyOptions | None:
     given = mapping(value, "latency", list(LatencyOptions.__dataclass_fields__))
     sizes = {name: integers([size], f"latency.{name}", 1)[0] for name, size in given.items()}
     return LatencyOptions(**sizes)
+
+
+def _finetune(value: Any) -> FinetuneOptions | None:
+    if value is None:
+        return None
+    names = ("records", *LoraOptions.__dataclass_fields__)
+    given = dict(mapping(value, "finetune", names))
+    records = text(given.pop("records", ALPACA), "finetune.records")
+    parser = RaisingParser()
+    parser.add_class_arguments(LoraOptions, "finetune")
+    lora = parser.parse_object({"finetune": given}).finetune.as_dict()
+    lora["target_modules"] = tuple(lora["target_modules"])
+    return FinetuneOptions(records, LoraOptions(**lora))
+
+
+def _check_finetune(experiment: Experiment) -> None:
+    for name, method in experiment.methods.items():
+        if method.finetune and experiment.finetune is None:
+            raise UserError(
+                f"methods.{name}.finetune: the file does not say how; give it the key finetune, "
+                "such as finetune: {rank: 16}."
+            )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.evaluation import check_zero_shot_tasks
+from pgprune_lightning.finetuning import check_finetuning, read_alpaca
 
 
-def check_extras(experiment: Experiment) -> None:
+def check_extras(experiment: Experiment, cells: Sequence[Cell]) -> None:
     """Refuse what could not be measured, such as tasks without the library that runs them.
 
-    Not a part of reading the file: a table can be made of finished cells on a machine that has
-    neither the libraries nor the data.
-
     Args:
-        experiment: Of which cells are to be computed.
+        experiment: Says what is measured.
+        cells: Those that are to be computed. With none there is nothing to refuse: a table can be
+            made of finished cells where neither the libraries nor the data are.
 
     Raises:
-        UserError: If a library or data is missing.
+        UserError: If a library or data is missing, or an option is out of range.
     """
+    if not cells:
+        return
     check_zero_shot_tasks(experiment.zero_shot, experiment.local_zero_shot_folder)
+    if experiment.finetune is not None and any(cell.finetune for cell in cells):
+        check_finetuning(experiment.finetune.lora)
+        read_alpaca(experiment.finetune.records)

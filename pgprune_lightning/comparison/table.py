@@ -233,6 +233,17 @@ def _notes(results: Results) -> list[str]:
         limit = results["zero_shot_limit"]
         part = f" on the first {limit} examples of each task" if limit else ""
         notes.append(f"Zero-shot accuracy, not normalised by length{part}; higher is better.")
+    tuned = dict.fromkeys(
+        name
+        for setting in results["settings"].values()
+        for name, entry in setting["methods"].items()
+        if "finetuned" in entry
+    )
+    if tuned:
+        notes.append(
+            f"Fine-tuned by low-rank adapters before they were measured: {', '.join(tuned)}; time "
+            "and peak memory are those of pruning."
+        )
     if results.get("latency"):
         shape = results["latency"]
         notes.append(

@@ -1,6 +1,7 @@
 """What makes a cell another cell, and what does not."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,13 @@ from pgprune_lightning.comparison.cell_identity import (
     digest_of,
     first_difference,
 )
-from pgprune_lightning.comparison.experiment import Experiment, LatencyOptions, MethodKind
+from pgprune_lightning.comparison.experiment import (
+    Experiment,
+    FinetuneOptions,
+    LatencyOptions,
+    MethodKind,
+)
+from pgprune_lightning.finetuning import LoraOptions
 
 
 @pytest.fixture
@@ -111,6 +118,18 @@ def test_what_is_not_asked_for_makes_no_other_cell(
     others = replace(experiment, zero_shot_folder=".", zero_shot_limit=4)
     first, second = (cell_identity(e, "metric", config, 0) for e in (experiment, others))
     assert first == second
+
+
+def test_tuning_makes_another_cell_and_is_read_back_as_it_was(
+    experiment: Experiment, tiny_model_folder: Path
+) -> None:
+    config = _config(tiny_model_folder)
+    tunings = (None, FinetuneOptions(), FinetuneOptions("a.jsonl", LoraOptions(rank=8)))
+    cells = [cell_identity(experiment, "metric", config, 0, tuning) for tuning in tunings]
+    assert len({digest_of(cell) for cell in cells}) == 3
+    assert first_difference(cells[0], cells[1]).startswith("finetune.")
+    assert first_difference(cells[1], cells[2]) == "finetune.rank: 16, now 8"
+    assert json.loads(json.dumps(cells[2])) == cells[2]
 
 
 def test_other_weights_of_the_same_name_make_another_cell(

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.comparison import Method, Picture, load_experiment
-from pgprune_lightning.comparison.experiment import LatencyOptions
+from pgprune_lightning.comparison.experiment import FinetuneOptions, LatencyOptions
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.finetuning import LoraOptions
 
 WriteFile = Callable[..., Path]
 
@@ -21,6 +22,7 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
         zero_shot_folder="tasks",
         zero_shot_limit=20,
         latency={"batch_size": 2},
+        finetune={"records": "a.jsonl", "rank": 8, "lr": "2e-4", "target_modules": ["up_proj"]},
         picture=[{"kind": "lines", "value": "seconds", "x_label": "keep ratio"}],
     )
     experiment = load_experiment(path)
@@ -39,6 +41,8 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
     assert experiment.zero_shot == ("piqa",)
     assert (experiment.zero_shot_folder, experiment.zero_shot_limit) == ("tasks", 20)
     assert experiment.latency == LatencyOptions(batch_size=2, sequence_length=2048, repetitions=10)
+    lora = LoraOptions(rank=8, lr=2e-4, target_modules=("up_proj",))
+    assert experiment.finetune == FinetuneOptions("a.jsonl", lora)
     assert experiment.pictures == (Picture("lines", "seconds", "keep ratio", None),)
 
 
@@ -51,7 +55,7 @@ def test_what_a_file_leaves_out(experiment_file: WriteFile) -> None:
     assert experiment.evaluation_tokens is None
     assert (experiment.zero_shot, experiment.pictures) == ((), ())
     assert (experiment.zero_shot_folder, experiment.zero_shot_limit) == (None, None)
-    assert experiment.latency is None
+    assert (experiment.latency, experiment.finetune) == (None, None)
 
 
 def test_tasks_come_from_a_folder_where_it_exists(
@@ -64,6 +68,20 @@ def test_tasks_come_from_a_folder_where_it_exists(
     assert experiment.local_zero_shot_folder is None
     (tmp_path / "tasks").mkdir()
     assert experiment.local_zero_shot_folder == tmp_path / "tasks"
+
+
+def test_pruned_rows_are_tuned_unless_they_say_otherwise(experiment_file: WriteFile) -> None:
+    methods = {
+        "dense": {"kind": "dense"},
+        "dense_tuned": {"kind": "dense", "finetune": True},
+        "learned": {"kind": "learned"},
+        "before": {"kind": "learned", "finetune": False},
+        "slicegpt": {"kind": "slicegpt"},
+    }
+    experiment = load_experiment(experiment_file(methods=methods, finetune={}))
+    tuned = {name for name in methods if experiment.finetune_of(name) is not None}
+    assert tuned == {"dense_tuned", "learned", "slicegpt"}
+    assert experiment.finetune_of("learned") == FinetuneOptions("tatsu-lab/alpaca", LoraOptions())
 
 
 def test_settings_may_be_numbers(experiment_file: WriteFile) -> None:
@@ -110,6 +128,16 @@ def test_layers_come_in_the_order_in_which_later_ones_win(experiment_file: Write
         ({"zero_shot": "piqa"}, "zero_shot: must be a list"),
         ({"zero_shot": ["squad"]}, "zero_shot: must be one of piqa, .*; given 'squad'"),
         ({"zero_shot_folder": 3}, "zero_shot_folder: must be a text"),
+        ({"finetune": {"ranks": 1}}, "finetune: unknown key ranks; allowed are records, rank, "),
+        ({"finetune": {"rank": "much"}}, r"finetune.rank:\s+Expected a int.*much"),
+        (
+            {"methods": {"a": {"kind": "dense", "finetune": 1.5}}},
+            "methods.a.finetune: must be true",
+        ),
+        (
+            {"methods": {"a": {"kind": "metric", "finetune": True}}},
+            "methods.a.finetune: the file does not say how",
+        ),
         ({"latency": {"batch": 1}}, "latency: unknown key batch; allowed are batch_size, "),
         ({"latency": {"repetitions": 0}}, "latency.repetitions: .* at least 1"),
         ({"zero_shot_limit": 1}, "zero_shot_limit: .* at least 2"),

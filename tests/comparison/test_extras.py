@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.cli import main
 from pgprune_lightning.evaluation import evaluate_zero_shot
+from pgprune_lightning.finetuning import LoraOptions, finetune_lora, read_alpaca
 from pgprune_lightning.masking import mask_space_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
@@ -145,3 +146,80 @@ def test_what_is_timed_is_the_cut_model(compare: Compare, tmp_path: Path) -> Non
     }
     assert sizes["dense"] > sizes["magnitude"] > sizes["slicegpt"]
     assert "| memory of weights |" in (tmp_path / "out" / "table.md").read_text()
+
+
+FINETUNE: dict[str, Any] = {
+    "records": "${PGPRUNE_DATA}/alpaca/alpaca_9k.jsonl",
+    **{"rank": 4, "lr": 0.01, "num_records": 8, "batch_size": 8, "max_length": 256, "epochs": 2},
+}
+
+
+def test_a_tuned_row_is_the_tuned_cut_model_and_the_dense_one_stays(
+    compare: Compare, pgprune_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="pip install -e '.[finetune]'")
+    magnitude: dict[str, Any] = EXPERIMENT["methods"]["magnitude"]
+    methods = {
+        "magnitude": magnitude,
+        "dense_tuned": {"kind": "dense", "finetune": True},
+        "slicegpt": {"kind": "slicegpt"},
+        "dense": {"kind": "dense"},
+        "before": magnitude | {"finetune": False},
+        "slicegpt_before": {"kind": "slicegpt", "finetune": False},
+    }
+    status, results = compare(methods=methods, finetune=FINETUNE)
+    assert status == 0
+    rows = results["methods"]
+    tuned = {name for name, row in rows.items() if "finetuned" in row}
+    assert tuned == {"magnitude", "dense_tuned", "slicegpt"}
+    for name in tuned:
+        assert rows[name]["finetuned"]["steps"] == 2
+        assert rows[name]["finetuned"]["seconds"] > 0
+    note = "measured: magnitude, dense_tuned, slicegpt;"
+    assert note in (tmp_path / "out" / "table.md").read_text()
+
+    # The same without any tuning in the process: what was kept between cells is untouched.
+    first = rows
+    untuned = {name: row | {"finetune": False} for name, row in methods.items()}
+    _, results = compare("--existing", "reuse", methods=untuned, finetune=FINETUNE)
+    rows = results["methods"]
+    pairs = {"dense_tuned": "dense", "magnitude": "before", "slicegpt": "slicegpt_before"}
+    for name, before in pairs.items():
+        assert rows[name]["perplexity_64"] == first[before]["perplexity_64"]
+        assert first[name]["perplexity_64"] != first[before]["perplexity_64"]
+        assert first[name]["parameters"] == first[before]["parameters"]
+
+    plan = tmp_path / "out" / "cells" / "all" / "before" / "seed0"
+    cut = _cut(pgprune_data, plan)
+    tokenizer = load_tokenizer(str(pgprune_data / "stories260K"))
+    records = read_alpaca(str(pgprune_data / "alpaca" / "alpaca_9k.jsonl"))
+    options = {name: value for name, value in FINETUNE.items() if name != "records"}
+    losses: list[float] = []
+    finetune_lora(
+        cut,
+        tokenizer,
+        records,
+        LoraOptions(**options),
+        on_step=lambda _, loss: losses.append(loss),
+    )
+    assert first["magnitude"]["finetuned"]["loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"records": "missing.jsonl"}, "missing.jsonl: no such file"),
+        ({"rank": 0}, "rank is 0"),
+    ],
+)
+def test_tuning_that_cannot_run_is_refused_before_a_model_is_loaded(
+    compare: Compare,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    pytest.importorskip("peft", reason="pip install -e '.[finetune]'")
+    assert compare(finetune=FINETUNE | changes) == (2, {})
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
