@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.comparison import Experiment, experiment_file, load_experiment
+from pgprune_lightning.comparison.experiment import FinetuneOptions, LatencyOptions
 from pgprune_lightning.comparison.option_check import cell_arguments, check_options
 from pgprune_lightning.comparison.repeated_cli import fit_parser
+from pgprune_lightning.finetuning import ALPACA, LoraOptions
 from pgprune_lightning.training.budget_schedule import Progressive
 from tests.paper_experiments import EPOCH, HUB_IDS, PAPER, TASKS, Expected
 
@@ -87,6 +89,20 @@ def test_a_file_asks_for_what_the_paper_ran(unchecked: Load, name: str) -> None:
             assert options == expected_options(expected, model, ratio, method)
             if experiment.methods[method].kind == "learned":
                 assert steps == expected_steps(options), (setting, method)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_timed_and_tuned(unchecked: Load, name: str) -> None:
+    """Tables A2 (4 sequences of 2,048 tokens), A3 and A4 (A.6); the dense rows stay dense."""
+    experiment = unchecked(name)
+    shape = LatencyOptions(batch_size=4, sequence_length=2048, repetitions=10)
+    assert experiment.latency == (shape if name == "table_a2" else None)
+    tuned = {method for method in experiment.methods if experiment.finetune_of(method)}
+    expected = set(experiment.methods) - {"dense"} if name in ("table_a3", "table_a4") else set()
+    assert tuned == expected
+    if experiment.finetune is not None:
+        lora = LoraOptions(rank=16, alpha=10, num_records=4000, max_length=1024)
+        assert experiment.finetune == FinetuneOptions(ALPACA, lora)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -62,6 +62,7 @@ def smallest_form(name: str) -> dict[str, Any]:
         "seeds": data["seeds"][:2],
         "evaluation_lengths": LENGTHS,
         "zero_shot": [],
+        "finetune": None,
         "latency": SHORT_LATENCY if "latency" in data else None,
         "picture": json.loads(pictures),
     }
