@@ -64,7 +64,7 @@ def test_every_group_has_its_picture(tmp_path: Path) -> None:
         methods={"ours": Method("learned", {})},
         seeds=(0,),
         evaluation_lengths=(128,),
-        evaluation_blocks=None,
+        evaluation_tokens=None,
         zero_shot=(),
         pictures=(Picture("lines", "perplexity_128", "keep ratio", None),),
     )
