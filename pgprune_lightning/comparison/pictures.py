@@ -36,8 +36,8 @@ def warn_if_unavailable() -> None:
     """Say before the cells run that pictures will be missing, and what to install."""
     if not _available():
         print(
-            "Pictures are left out: matplotlib is not installed "
-            "(pip install 'pgprune-lightning[plots]').",
+            "Pictures are left out: matplotlib is not installed; install it with: "
+            "pip install -c constraints.txt -e '.[plots]'",
             flush=True,
         )
 

@@ -252,7 +252,7 @@ def test_pictures_need_matplotlib_and_nothing_else_does(
     monkeypatch.setattr("pgprune_lightning.comparison.pictures._available", lambda: False)
     run = compare(methods={"dense": {"kind": "dense"}}, picture={"kind": "bars"})
     assert run.status == 0, run.err
-    assert "pip install 'pgprune-lightning[plots]'" in run.out.splitlines()[0]
+    assert "pip install -c constraints.txt -e '.[plots]'" in run.out.splitlines()[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"cells", "compare.json", "table.md", "table.csv"}
 
