@@ -10,7 +10,7 @@ import callbacks
 from pgprune_lightning.comparison.cell_identity import Identity, cell_identity
 from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions, MethodKind
 from pgprune_lightning.comparison.experiment_file import folder_name
-from pgprune_lightning.comparison.option_check import cell_arguments
+from pgprune_lightning.comparison.option_check import cell_arguments, check_config
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.pruning_cli import plain, run_command
@@ -48,6 +48,12 @@ class Cell:
 
 class _CheckedCLI(RepeatedCLI):
     """Builds everything that `fit` builds before it loads a model, and stops."""
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Check what a comparison asks besides, before anything is built."""
+        RepeatedCLI.check(config)
+        check_config(config)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Check what is else found only when the run begins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,6 @@ from pgprune_lightning.comparison.experiment import (
     PictureKind,
     nested,
 )
-from pgprune_lightning.comparison.option_check import check_options
 from pgprune_lightning.comparison.repeated_cli import RaisingParser
 from pgprune_lightning.comparison.yaml_values import (
     choice,
@@ -77,7 +77,7 @@ def load_experiment(
     options: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Experiment:
-    """Read an experiment file and check every cell's options, without loading a model.
+    """Read an experiment file; its cells' options are checked by `cells_of`.
 
     Args:
         path: The YAML file.
@@ -85,16 +85,12 @@ def load_experiment(
         seeds: Seeds in place of the file's.
 
     Raises:
-        UserError: If the file cannot be read, has an unknown key or a wrong value, or a cell has
-            an option that `fit` does not take.
+        UserError: If the file cannot be read, or has an unknown key or a wrong value.
     """
     try:
-        data = _read(path)
-        experiment = _experiment(data, path.parent, dict(options or {}), seeds)
-        check_options(experiment)
+        return _experiment(_read(path), path.parent, dict(options or {}), seeds)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return experiment
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -138,7 +134,7 @@ def _experiment(
     )
     _check_finetune(experiment)
     pictures = _pictures(data.get("picture"), experiment)
-    return Experiment(**(vars(experiment) | {"pictures": pictures}))
+    return replace(experiment, pictures=pictures)
 
 
 def _overlaid(options: Options, over: Options) -> Options:

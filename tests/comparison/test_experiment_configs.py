@@ -6,6 +6,7 @@ import pytest
 
 from pgprune_lightning.comparison import load_experiment
 from tests.paper_experiments import PAPER
+from tests.parsed_cells import parsed_cell
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Those of the paper have tests of their own, in test_paper_experiments.py.
@@ -23,6 +24,8 @@ def test_an_experiment_is_complete_and_taken(
     monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path))
     path = CONFIGS / "experiments" / name
     experiment = load_experiment(path)
+    for setting, method in experiment.pairs():
+        parsed_cell(experiment, setting, method)
     assert experiment.title
     assert len(experiment.methods) > 1
     assert f"configs/experiments/{name}" in path.read_text(), "the file says how it is run"

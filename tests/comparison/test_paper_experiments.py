@@ -2,33 +2,27 @@
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgprune_lightning.comparison import Experiment, experiment_file, load_experiment
+from pgprune_lightning.comparison import Experiment, load_experiment
 from pgprune_lightning.comparison.experiment import FinetuneOptions, LatencyOptions
-from pgprune_lightning.comparison.option_check import cell_arguments, check_options
-from pgprune_lightning.comparison.repeated_cli import fit_parser
 from pgprune_lightning.finetuning import ALPACA, LoraOptions
 from pgprune_lightning.training.budget_schedule import Progressive
 from tests.paper_experiments import EPOCH, HUB_IDS, PAPER, TASKS, Expected
+from tests.parsed_cells import parsed_cell
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiments"
 FILES = sorted(PAPER)
 
 Options = dict[str, Any]
-Load = Callable[[str], Experiment]
 
 
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Reads an experiment file without half a second of checking for each of its cells."""
-    monkeypatch.setattr(experiment_file, "check_options", lambda experiment: None)
-    return lambda name: load_experiment(EXPERIMENTS / f"{name}.yaml")
+def load(name: str) -> Experiment:
+    """Read the experiment file of a table or figure."""
+    return load_experiment(EXPERIMENTS / f"{name}.yaml")
 
 
 def leaves(options: Any, prefix: str = "") -> Options:
@@ -72,8 +66,8 @@ def test_every_table_and_figure_has_its_file() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_asks_for_what_the_paper_ran(unchecked: Load, name: str) -> None:
-    experiment, expected = unchecked(name), PAPER[name]
+def test_a_file_asks_for_what_the_paper_ran(name: str) -> None:
+    experiment, expected = load(name), PAPER[name]
     assert [path.stem for path in experiment.recipe] == [expected.recipe]
     assert experiment.seeds == expected.seeds
     assert experiment.zero_shot == (TASKS if expected.zero_shot else ())
@@ -92,9 +86,9 @@ def test_a_file_asks_for_what_the_paper_ran(unchecked: Load, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_timed_and_tuned(unchecked: Load, name: str) -> None:
+def test_what_is_timed_and_tuned(name: str) -> None:
     """Tables A2 (4 sequences of 2,048 tokens), A3 and A4 (A.6); the dense rows stay dense."""
-    experiment = unchecked(name)
+    experiment = load(name)
     shape = LatencyOptions(batch_size=4, sequence_length=2048, repetitions=10)
     assert experiment.latency == (shape if name == "table_a2" else None)
     tuned = {method for method in experiment.methods if experiment.finetune_of(method)}
@@ -106,9 +100,9 @@ def test_what_is_timed_and_tuned(unchecked: Load, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_label_says_which_model_and_ratio_it_stands_for(unchecked: Load, name: str) -> None:
+def test_a_label_says_which_model_and_ratio_it_stands_for(name: str) -> None:
     expected = PAPER[name]
-    labels = list(unchecked(name).settings)
+    labels = list(load(name).settings)
     if len(expected.ratios) > 1:
         models = [f"{model} " if len(expected.models) > 1 else "" for model in expected.models]
         assert labels == [f"{model}{ratio}" for model in models for ratio in expected.ratios]
@@ -117,21 +111,21 @@ def test_a_label_says_which_model_and_ratio_it_stands_for(unchecked: Load, name:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_kind_of_a_row_follows_from_its_name(unchecked: Load, name: str) -> None:
+def test_the_kind_of_a_row_follows_from_its_name(name: str) -> None:
     kinds = {"dense": "dense", "slicegpt": "slicegpt"}
     metrics = dict.fromkeys(("llm_pruner", "bonsai", "wanda_sp", "layerwise_ppl"), "metric")
-    for method, row in unchecked(name).methods.items():
+    for method, row in load(name).methods.items():
         assert row.kind == (kinds | metrics).get(method, "learned"), method
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_says_what_it_shows_and_how_it_is_run(unchecked: Load, name: str) -> None:
+def test_a_file_says_what_it_shows_and_how_it_is_run(name: str) -> None:
     label = name.replace("table_", "Table ").replace("figure_", "Fig. ").replace(" a", " A")
     text = (EXPERIMENTS / f"{name}.yaml").read_text()
     assert text.startswith(f"# {label}: ")
     command = f"compare --config configs/experiments/{name}.yaml --output runs/{name}\n"
     assert command in text
-    experiment = unchecked(name)
+    experiment = load(name)
     assert re.match(rf"{label}\b", experiment.title)
     assert experiment.pictures
 
@@ -144,11 +138,9 @@ def checked_forms() -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_fit_takes_the_options_of_every_cell(
-    unchecked: Load, checked_forms: set[str], name: str
-) -> None:
+def test_fit_takes_the_options_of_every_cell(checked_forms: set[str], name: str) -> None:
     """Cells that differ in the model's name and the ratio alone are parsed once for all of them."""
-    experiment = unchecked(name)
+    experiment = load(name)
     for setting, method in experiment.pairs():
         options = cell_options(experiment, setting, method)
         alike = {
@@ -157,23 +149,14 @@ def test_fit_takes_the_options_of_every_cell(
         recipe = [str(path) for path in experiment.recipe]
         form = json.dumps([recipe, alike, options], sort_keys=True)
         if form not in checked_forms:
-            check_options(
-                replace(
-                    experiment,
-                    settings={setting: experiment.settings[setting]},
-                    methods={method: experiment.methods[method]},
-                )
-            )
+            parsed_cell(experiment, setting, method)
             checked_forms.add(form)
 
 
-def test_the_estimators_are_those_that_the_tables_compare(unchecked: Load) -> None:
-    parser = fit_parser()
-
+def test_the_estimators_are_those_that_the_tables_compare() -> None:
     def estimator(name: str, method: str) -> tuple[str, Options, int]:
-        experiment = unchecked(name)
-        arguments = cell_arguments(experiment, next(iter(experiment.settings)), method)
-        model = parser.parse_args(["fit", *arguments]).fit.model
+        experiment = load(name)
+        model = parsed_cell(experiment, next(iter(experiment.settings)), method).model
         chosen = model.estimator.as_dict()
         return chosen["class_path"].rpartition(".")[2], chosen["init_args"], model.num_mask_samples
 
@@ -196,8 +179,8 @@ HOURS = {"7B": 1.76, "8B": 1.76, "13B": 2.72}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_readme_counts_the_runs_and_hours(unchecked: Load, name: str) -> None:
-    experiment, expected = unchecked(name), PAPER[name]
+def test_the_readme_counts_the_runs_and_hours(name: str) -> None:
+    experiment, expected = load(name), PAPER[name]
     learned = [method for method, row in experiment.methods.items() if row.kind == "learned"]
     runs = [
         (model, expected_options(expected, model, ratio, method))

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from pgprune_lightning.cli import main
-from pgprune_lightning.comparison import experiment_file
 from tests.paper_experiments import PAPER
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiments"
@@ -80,12 +79,9 @@ def test_the_smallest_form_gives_a_table_and_its_pictures(
     pgprune_data: Path,
     output: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
     del pgprune_data  # it is named by its environment variable
-    # Each cell's options are checked once more, and further, before the first one runs.
-    monkeypatch.setattr(experiment_file, "check_options", lambda experiment: None)
     experiment = smallest_form(name)
     config = output / f"{name}.yaml"
     config.write_text(yaml.safe_dump(experiment, sort_keys=False))
