@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions, MethodKind, leaves
-from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
+from pgprune_lightning.comparison.local_files import content_digests, model_digest
+from pgprune_lightning.masking.model_source import resolve_model_source
 
 NO_NUMBER_CHANGES = {
     "": (
@@ -39,8 +39,6 @@ OF_MODEL = ("base_model", "dtype", "attention")
 Identity = dict[str, Any]
 """Primitives, nested; equal identities have equal numbers."""
 
-_BYTES_AT_EACH_END = 2**16
-
 
 def cell_identity(
     experiment: Experiment,
@@ -58,16 +56,18 @@ def cell_identity(
         seed: Seed of the cell.
         finetune: How the pruned model is tuned; None: it is not.
     """
-    source = resolve_model_source(config["model"]["base_model"])
+    options = _deciding_options(kind, config)
+    contents = content_digests(options, experiment, finetune)
     return {
         "kind": kind,
         "seed": None if kind == "dense" else seed,
-        "base_model": _model_digest(source),
-        "fit": _deciding_options(kind, config),
+        "base_model": model_digest(resolve_model_source(config["model"]["base_model"])),
+        "fit": options,
         "evaluation_lengths": list(experiment.evaluation_lengths),
         "evaluation_tokens": experiment.evaluation_tokens,
         "zero_shot": list(experiment.zero_shot),
         **_extras(experiment, finetune),
+        **({"contents": contents} if contents else {}),
     }
 
 
@@ -123,23 +123,3 @@ def _without(config: dict[str, Any], names: dict[str, tuple[str, ...]]) -> dict[
         left = {name: value for name, value in result[group].items() if name not in names[group]}
         result[group] = left
     return result
-
-
-def _model_digest(source: ModelSource) -> str:
-    """Identify a model without reading all of it: sizes, and both ends of each of its files."""
-    if not source.is_local:
-        return f"{source.location}@{source.revision}"
-    folder = Path(source.location)
-    names = [source.gguf_file] if source.gguf_file else sorted(p.name for p in folder.iterdir())
-    digest = hashlib.sha256()
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{name} {size}".encode())
-            digest.update(file.read(_BYTES_AT_EACH_END))
-            file.seek(max(0, size - _BYTES_AT_EACH_END))
-            digest.update(file.read())
-    return digest.hexdigest()

@@ -16,7 +16,7 @@ def check_extras(experiment: Experiment, cells: Sequence[Cell]) -> None:
     Args:
         experiment: Says what is measured.
         cells: Those that are to be computed. With none there is nothing to refuse: a table can be
-            made of finished cells where neither the libraries nor the data are.
+            made of finished cells where the libraries are not.
 
     Raises:
         UserError: If a library or data is missing, or an option is out of range.
