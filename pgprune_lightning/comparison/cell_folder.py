@@ -39,7 +39,7 @@ def check_folders(cells: Sequence[Cell], existing: ExistingCells) -> None:
     """
     for cell in cells if existing == "stop" else ():
         old = _read(cell.folder / OPTIONS_FILE)
-        if old is not None and old["digest"] != digest_of(cell.identity):
+        if old is not None and not _is_of(cell, old):
             difference = first_difference(old["identity"], cell.identity)
             raise UserError(
                 f"{cell.folder} was computed with other options ({difference}). Choose another "
@@ -49,9 +49,8 @@ def check_folders(cells: Sequence[Cell], existing: ExistingCells) -> None:
 
 def finished_result(cell: Cell) -> CellResult | None:
     """The numbers of a finished cell with the same options; None if there are none."""
-    if not _is_of(cell):
-        return None
-    return _read(cell.folder / RESULT_FILE)
+    same = _is_of(cell, _read(cell.folder / OPTIONS_FILE))
+    return _read(cell.folder / RESULT_FILE) if same else None
 
 
 def begin(cell: Cell) -> None:
@@ -60,7 +59,7 @@ def begin(cell: Cell) -> None:
     Raises:
         UserError: If it cannot be written.
     """
-    if cell.folder.exists() and not _is_of(cell):
+    if cell.folder.exists() and not _is_of(cell, _read(cell.folder / OPTIONS_FILE)):
         cell.folder.rename(free_name(cell.folder))
     description = {"digest": digest_of(cell.identity), "identity": cell.identity}
     write_atomically(cell.folder / OPTIONS_FILE, json.dumps(description, indent=1).encode())
@@ -88,9 +87,9 @@ def copy_finished(source: Cell, cell: Cell) -> CellResult:
     return renamed
 
 
-def _is_of(cell: Cell) -> bool:
-    old = _read(cell.folder / OPTIONS_FILE)
-    return old is not None and old["digest"] == digest_of(cell.identity)
+def _is_of(cell: Cell, description: dict[str, Any] | None) -> bool:
+    """Whether a folder's `options.json` is that of a cell."""
+    return description is not None and description["digest"] == digest_of(cell.identity)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
