@@ -1,5 +1,4 @@
-import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +7,6 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from pgprune_lightning.data.batch_order import TrainingBatchSampler
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
@@ -19,47 +15,7 @@ from pgprune_lightning.errors import UserError
 
 BOS = 1001
 
-
-@pytest.fixture
-def sources(tmp_path: Path) -> dict[str, TextSource]:
-    def source(name: str, num_words: int) -> TextSource:
-        rows = [{"text": f"w{index}"} for index in range(num_words)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return TextSource(str(tmp_path / f"{name}.jsonl"))
-
-    lengths = {"train": 100, "validation": 30, "first": 20, "second": 10}
-    return {name: source(name, length) for name, length in lengths.items()}
-
-
-def _module(
-    sources: dict[str, TextSource],
-    tokenizer: PreTrainedTokenizerFast | str | None,
-    cache_dir: Path,
-    **settings: Any,
-) -> TokenBlocksDataModule:
-    arguments: dict[str, Any] = {
-        "train": sources["train"],
-        "validation": sources["validation"],
-        "test": [sources["first"], sources["second"]],
-        "tokenizer": tokenizer,
-        "block_length": 8,
-        "evaluation_block_length": 4,
-        "batch_size": 3,
-        "evaluation_batch_size": 4,
-        "seed": 5,
-        "cache_dir": str(cache_dir),
-    }
-    return TokenBlocksDataModule(**{**arguments, **settings})
-
-
-@pytest.fixture
-def module(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> TokenBlocksDataModule:
-    data = _module(sources, tokenizer, tmp_path / "cache")
-    data.prepare_data()
-    data.setup("fit")
-    return data
+MakeModule = Callable[..., TokenBlocksDataModule]
 
 
 def _attach(data: TokenBlocksDataModule, fn: str | None = None, **state: Any) -> None:
@@ -123,14 +79,9 @@ def test_loaders_leave_the_global_random_state_alone(module: TokenBlocksDataModu
     ("stage", "validation", "tests"), [("fit", 1, 2), ("validate", 1, 0), ("test", 0, 2)]
 )
 def test_a_stage_reads_only_what_it_needs(
-    sources: dict[str, TextSource],
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    stage: str,
-    validation: int,
-    tests: int,
+    make_module: MakeModule, tmp_path: Path, stage: str, validation: int, tests: int
 ) -> None:
-    data = _module(sources, tokenizer, tmp_path / "cache")
+    data = make_module()
     _attach(data, fn=stage)
     data.prepare_data()
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1 + validation + tests
@@ -141,9 +92,9 @@ def test_a_stage_reads_only_what_it_needs(
 
 
 def test_one_text_may_serve_for_training_and_validation(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    make_module: MakeModule, sources: dict[str, TextSource]
 ) -> None:
-    data = _module(sources, tokenizer, tmp_path / "cache", validation=sources["train"])
+    data = make_module(validation=sources["train"])
     data.prepare_data()
     data.setup("fit")
     assert data.train_blocks is not None
@@ -152,10 +103,8 @@ def test_one_text_may_serve_for_training_and_validation(
     assert data.validation_blocks.array.shape == (50, 4)
 
 
-def test_a_bos_token_in_every_block(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    data = _module(sources, tokenizer, tmp_path / "cache", bos_per_block=True)
+def test_a_bos_token_in_every_block(make_module: MakeModule) -> None:
+    data = make_module(bos_per_block=True)
     data.prepare_data()
     data.setup("fit")
     for blocks in (data.train_blocks, data.validation_blocks, *data.test_blocks):
@@ -164,14 +113,14 @@ def test_a_bos_token_in_every_block(
 
 
 def test_an_optional_text_that_is_missing_is_left_out(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    make_module: MakeModule, sources: dict[str, TextSource], tmp_path: Path
 ) -> None:
     tests = [
         TextSource("allenai/c4", optional=True),
         sources["first"],
         TextSource(str(tmp_path / "missing.txt"), optional=True),
     ]
-    data = _module(sources, tokenizer, tmp_path / "cache", test=tests)
+    data = make_module(test=tests)
     with pytest.warns(UserWarning, match="optional and left out") as caught:
         data.prepare_data()
     assert len(caught) == 2
@@ -180,20 +129,18 @@ def test_an_optional_text_that_is_missing_is_left_out(
     assert len(data.test_dataloader()) == 1
 
 
-def test_a_text_that_is_missing_and_not_optional_is_an_error(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_text_that_is_missing_and_not_optional_is_an_error(make_module: MakeModule) -> None:
     for role in ({"test": [TextSource("allenai/c4")]}, {"validation": TextSource("allenai/c4")}):
-        data = _module(sources, tokenizer, tmp_path / "cache", **role)
+        data = make_module(**role)
         with pytest.raises(SourceUnavailable, match="cannot be had from the hub"):
             data.prepare_data()
 
 
 def test_an_optional_text_that_is_wrong_is_an_error(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    make_module: MakeModule, sources: dict[str, TextSource]
 ) -> None:
     wrong = TextSource(sources["first"].path, field="content", optional=True)
-    data = _module(sources, tokenizer, tmp_path / "cache", test=[wrong])
+    data = make_module(test=[wrong])
     with pytest.raises(UserError, match="no field 'content'"):
         data.prepare_data()
 
@@ -215,31 +162,27 @@ def test_an_optional_text_that_is_wrong_is_an_error(
     ],
 )
 def test_bad_settings_are_found_at_construction(
-    sources: dict[str, TextSource], tmp_path: Path, settings: dict[str, Any], message: str
+    make_module: MakeModule, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        _module(sources, None, tmp_path / "cache", **settings)
+        make_module(tokenizer=None, **settings)
 
 
-def test_no_tokenizer(sources: dict[str, TextSource], tmp_path: Path) -> None:
+def test_no_tokenizer(make_module: MakeModule) -> None:
     with pytest.raises(UserError, match="no tokenizer"):
-        _module(sources, None, tmp_path / "cache").prepare_data()
+        make_module(tokenizer=None).prepare_data()
 
 
-def test_a_tokenizer_is_loaded_by_name(
-    sources: dict[str, TextSource], tmp_path: Path, pgprune_data: Path
-) -> None:
-    data = _module(sources, str(pgprune_data / "stories260K"), tmp_path / "cache")
+def test_a_tokenizer_is_loaded_by_name(make_module: MakeModule, pgprune_data: Path) -> None:
+    data = make_module(tokenizer=str(pgprune_data / "stories260K"))
     data.prepare_data()
     data.setup("fit")
     assert data.train_blocks is not None
     assert int(data.train_blocks.array.max()) < 512
 
 
-def test_setup_without_prepare_data(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    data = _module(sources, tokenizer, tmp_path / "cache")
+def test_setup_without_prepare_data(make_module: MakeModule) -> None:
+    data = make_module()
     with pytest.raises(RuntimeError, match="call prepare_data"):
         data.setup("fit")
     with pytest.raises(RuntimeError, match="call prepare_data"):
@@ -261,81 +204,3 @@ def test_the_command_line_makes_it(sources: dict[str, TextSource]) -> None:
     data = parser.instantiate(config).data
     assert data.train == TextSource(sources["train"].path, part=(0, 0.9), num_blocks=5)
     assert data.test == [TextSource("Salesforce/wikitext", join="blank_line", optional=True)]
-
-
-class _Recorder(LightningModule):
-    """Writes down the batches it is given; its one weight moves once a batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.trained: list[list[list[int]]] = []
-        self.evaluated: list[list[int]] = []
-
-    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
-        self.trained.append(batch.tolist())
-        return self.weight * 1.0
-
-    def validation_step(self, batch: Tensor, batch_index: int) -> None:
-        self.evaluated += batch.tolist()
-
-    def test_step(self, batch: Tensor, batch_index: int, dataloader_idx: int = 0) -> None:
-        self.evaluated += batch.tolist()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def _trainer(folder: Path, max_steps: int) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=max_steps,
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        val_check_interval=5,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-@pytest.fixture
-def trained(
-    sources: dict[str, TextSource], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> Iterator[Any]:
-    def train(max_steps: int, num_workers: int = 0, resume: Path | None = None) -> Any:
-        data = _module(sources, tokenizer, tmp_path / "cache", num_workers=num_workers)
-        model, trainer = _Recorder(), _trainer(tmp_path, max_steps)
-        trainer.fit(model, data, ckpt_path=resume)
-        return model, trainer, data
-
-    return train
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_lightning_sees_the_defined_order_and_a_resumed_run_goes_on_with_it(
-    trained: Any, tmp_path: Path, num_workers: int
-) -> None:
-    model, _, data = trained(max_steps=23, num_workers=num_workers)
-    blocks = data.train_blocks.array
-    expected = [
-        blocks[indices].tolist() for indices in islice(TrainingBatchSampler(25, 3, seed=5), 23)
-    ]
-    assert model.trained == expected
-    assert model.evaluated == data.validation_blocks.array.tolist() * 4
-
-    _, trainer, _ = trained(max_steps=9, num_workers=num_workers)
-    trainer.save_checkpoint(tmp_path / "step9.ckpt")
-    resumed, _, _ = trained(max_steps=23, num_workers=num_workers, resume=tmp_path / "step9.ckpt")
-    assert resumed.trained == expected[9:]
-
-
-def test_lightning_tests_every_text(module: TokenBlocksDataModule, tmp_path: Path) -> None:
-    model = _Recorder()
-    _trainer(tmp_path, max_steps=1).test(model, module, verbose=False)
-    expected = [block for blocks in module.test_blocks for block in blocks.array.tolist()]
-    assert model.evaluated == expected
