@@ -14,7 +14,7 @@ from pgprune_lightning.console import EXIT_USER_ERROR, OneLineErrorParser, quiet
 DESCRIPTION = (
     "Prunes one model by several methods on one calibration text, measures the results alike, and "
     "writes a table, pictures and compare.json. Cells that are finished are not computed again. "
-    "Start with: pgprune compare --config configs/experiments/tiny.yaml --output runs/tiny"
+    "Start with: pgprune compare --config configs/experiments/quickstart.yaml --output runs/methods"
 )
 
 

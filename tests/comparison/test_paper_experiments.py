@@ -62,7 +62,7 @@ def expected_steps(options: Options) -> int:
 
 def test_every_table_and_figure_has_its_file() -> None:
     found = {path.stem for path in EXPERIMENTS.glob("*.yaml")}
-    assert found == PAPER.keys() | {"tiny"}
+    assert found == PAPER.keys() | {"quickstart", "tiny"}
 
 
 @pytest.mark.parametrize("name", FILES)
