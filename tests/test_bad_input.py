@@ -1,45 +1,16 @@
-"""What a user gets wrong is one clear line, before a model is loaded and without losing a thing."""
+"""What a user asks for in vain is one clear line, before a model is loaded."""
 
-import errno
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from pgprune_lightning.training import PolicyGradientPruning, environment
-from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.run_folder import RUN_FILES
-from tests.tiny_commands import Outcome, TinyCommand
+from tests.tiny_commands import Outcome, TinyCommand, refused
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def refused(outcome: Outcome, *phrases: str) -> None:
-    """Assert that the last line, and it alone, is an error that says all of this."""
-    *before, last = outcome.err.splitlines()
-    assert outcome.status == 2, outcome.err
-    assert last.startswith("error: "), outcome.err
-    assert not [line for line in before if "error" in line.lower() or "Traceback" in line]
-    missing = [phrase for phrase in phrases if phrase not in last]
-    assert not missing, f"{missing} in: {last}"
-
-
-@pytest.fixture
-def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where weights would be loaded."""
-
-    def fail(*_: Any, **__: Any) -> NoReturn:
-        pytest.fail("the model's weights were loaded")
-
-    monkeypatch.setattr(environment, "open_frozen_model", fail)
 
 
 @pytest.fixture
@@ -205,144 +176,3 @@ def test_the_program_itself_says_it_in_one_line(
     )
     refused(Outcome(run.returncode, run.stdout, run.stderr), phrase)
     assert len(run.stderr.splitlines()) == 1
-
-
-@pytest.fixture
-def finished(tiny_command: TinyCommand) -> Path:
-    """The folder of a finished run."""
-    assert tiny_command("fit").status == 0
-    return tiny_command.run_dir
-
-
-def test_a_folder_that_holds_a_run_is_left_alone(tiny_command: TinyCommand, finished: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    refused(tiny_command("fit"), "already holds a run", "--existing_run move_aside")
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
-
-
-def test_a_refused_run_moves_no_other_aside(tiny_command: TinyCommand, finished: Path) -> None:
-    refused(tiny_command("fit", "--existing_run=move_aside", "--model.protected_layers=[9]"))
-    assert (finished / "summary.json").is_file()
-    assert not finished.with_name("run-1").exists()
-
-
-def test_a_truncated_checkpoint(
-    tiny_command: TinyCommand, finished: Path, no_weights_loaded: None, tmp_path: Path
-) -> None:
-    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
-    for size in (0, 100, len(whole) // 2, len(whole) - 30):
-        (tmp_path / "cut.ckpt").write_bytes(whole[:size])
-        refused(tiny_command("fit", f"--ckpt_path={tmp_path}/cut.ckpt"), "ckpt_path", "damaged")
-
-
-@pytest.mark.parametrize("key", ["state_dict", "base_model"])
-def test_a_checkpoint_that_lacks_a_part(
-    tiny_command: TinyCommand, finished: Path, no_weights_loaded: None, tmp_path: Path, key: str
-) -> None:
-    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
-    del checkpoint[key]
-    torch.save(checkpoint, tmp_path / "part.ckpt")
-    refused(tiny_command("fit", f"--ckpt_path={tmp_path}/part.ckpt"), "holds no pruning policy")
-
-
-@pytest.mark.parametrize("command", ["fit", "validate", "test"])
-def test_a_checkpoint_over_other_units(
-    tiny_command: TinyCommand, finished: Path, no_weights_loaded: None, command: str
-) -> None:
-    last = finished / "checkpoints" / "last.ckpt"
-    outcome = tiny_command(command, f"--ckpt_path={last}", "--model.unit_kinds=[kv_group]")
-    refused(outcome, "policy over 78 units", "give 6", "config.yaml")
-
-
-def test_a_plan_for_other_units(tiny_command: TinyCommand, finished: Path) -> None:
-    outcome = tiny_command(
-        "test", f"--model.initialization.plan={finished}", "--model.unit_kinds=[mlp_channel]"
-    )
-    refused(outcome, "initialization.plan", "kv_group, mlp_channel", "72 of kind mlp_channel")
-
-
-def test_a_plan_for_other_weights(
-    tiny_command: TinyCommand, finished: Path, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(tiny_model_folder, other)
-    weights = load_file(other / "model.safetensors")
-    weights["model.norm.weight"] *= 2
-    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    outcome = tiny_command(
-        "test", f"--model.initialization.plan={finished}", f"--model.base_model={other}"
-    )
-    refused(outcome, "plan: it was learned on", str(tiny_model_folder), str(other))
-
-
-def test_a_damaged_plan(tiny_command: TinyCommand, finished: Path) -> None:
-    (tensors,) = (finished / "plans" / "best").glob("*.safetensors")
-    tensors.write_bytes(tensors.read_bytes()[:-1] + b"?")
-    outcome = tiny_command("test", f"--model.initialization.plan={finished}")
-    refused(outcome, "plan: ", "checksum")
-
-
-@pytest.fixture
-def losses_break(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Gives the second mask sample of step 4 a loss of one's choice."""
-
-    def break_losses(value: float) -> None:
-        samples = count()
-        training_step, token_nll = PolicyGradientPruning.training_step, FrozenEnvironment.token_nll
-
-        def step(self: PolicyGradientPruning, batch: Any, batch_idx: int) -> Any:
-            if self.global_step == 4:
-                monkeypatch.setattr(FrozenEnvironment, "token_nll", broken)
-            return training_step(self, batch, batch_idx)
-
-        def broken(self: FrozenEnvironment, *arguments: Any) -> torch.Tensor:
-            return token_nll(self, *arguments) * (value if next(samples) == 1 else 1)
-
-        monkeypatch.setattr(PolicyGradientPruning, "training_step", step)
-
-    return break_losses
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_policy(
-    tiny_command: TinyCommand,
-    losses_break: Callable[[float], None],
-    monkeypatch: pytest.MonkeyPatch,
-    value: float,
-) -> None:
-    whole = tiny_command.run_dir.with_name("whole")
-    assert tiny_command("fit", f"--run_dir={whole}").status == 0
-    losses_break(value)
-
-    refused(tiny_command("fit"), "mask sample 1 in step 4", str(value), "--ckpt_path")
-
-    monkeypatch.undo()
-    last = tiny_command.run_dir / "checkpoints" / "last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 4
-    assert tiny_command("fit", f"--ckpt_path={last}").status == 0
-    policies = [
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (tiny_command.run_dir, whole)
-    ]
-    assert torch.equal(*(policy["policy.keep_probabilities"] for policy in policies))
-    metrics = [(folder / "metrics.csv").read_text() for folder in (tiny_command.run_dir, whole)]
-    assert metrics[0] == metrics[1]
-
-
-def _disk_is_full(*_: Any, **__: Any) -> NoReturn:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize(
-    "writer",
-    ["os.fsync", "lightning.fabric.plugins.io.torch_io._atomic_save"],
-    ids=["plans", "checkpoints"],
-)
-def test_a_full_disk(
-    tiny_command: TinyCommand, monkeypatch: pytest.MonkeyPatch, writer: str
-) -> None:
-    # The text's blocks are in the cache already, which lies on a disk of its own.
-    assert tiny_command("validate").status == 0
-    monkeypatch.setattr(writer, _disk_is_full)
-    refused(tiny_command("fit"), "No space left on device")
-    assert not list(tiny_command.run_dir.rglob(".*"))

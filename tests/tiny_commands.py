@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -24,6 +24,16 @@ class Outcome:
     status: int
     out: str
     err: str
+
+
+def refused(outcome: Outcome, *phrases: str) -> None:
+    """Assert that the last line, and it alone, is an error that says all of this."""
+    *before, last = outcome.err.splitlines()
+    assert outcome.status == 2, outcome.err
+    assert last.startswith("error: "), outcome.err
+    assert not [line for line in before if "error" in line.lower() or "Traceback" in line]
+    missing = [phrase for phrase in phrases if phrase not in last]
+    assert not missing, f"{missing} in: {last}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,17 @@ def tiny_command(
     run_dir = tmp_path / "run"
     config.write_text(yaml.safe_dump(_config(tiny_model_folder, tiny_texts, run_dir)))
     return TinyCommand(config, run_dir, lambda status: Outcome(status, *capsys.readouterr()))
+
+
+@pytest.fixture
+def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where weights would be loaded."""
+    from pgprune_lightning.training import environment
+
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        pytest.fail("the model's weights were loaded")
+
+    monkeypatch.setattr(environment, "open_frozen_model", fail)
 
 
 def _config(model: Path, texts: Path, run_dir: Path) -> dict[str, Any]:
