@@ -30,6 +30,7 @@ from pgprune_lightning.comparison.cell_result import compute_cell
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.comparison.extras import check_extras
 from pgprune_lightning.comparison.results import Results, collect
+from pgprune_lightning.comparison.table_values import number, seconds
 from pgprune_lightning.console import print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
@@ -110,10 +111,10 @@ def _computed(cell: Cell, experiment: Experiment) -> CellResult:
 
 def _print_result(cell: Cell, experiment: Experiment, result: CellResult, origin: str) -> None:
     shown = [
-        f"{table.number(result[f'perplexity_{length}'])} at {length}"
+        f"{number(result[f'perplexity_{length}'])} at {length}"
         for length in experiment.evaluation_lengths
     ]
-    made = origin or f"made in {table.seconds(result['seconds'])}"
+    made = origin or f"made in {seconds(result['seconds'])}"
     print(f"{cell.title}: perplexity {', '.join(shown)}; {made}", flush=True)
 
 

@@ -12,8 +12,6 @@ import yaml
 
 from pgprune_lightning.comparison.experiment import (
     Experiment,
-    FinetuneOptions,
-    LatencyOptions,
     Method,
     MethodKind,
     Options,
@@ -21,7 +19,13 @@ from pgprune_lightning.comparison.experiment import (
     PictureKind,
     nested,
 )
-from pgprune_lightning.comparison.repeated_cli import RaisingParser
+from pgprune_lightning.comparison.experiment_extras import (
+    check_finetune,
+    read_finetune,
+    read_latency,
+    read_limit,
+    read_zero_shot,
+)
 from pgprune_lightning.comparison.yaml_values import (
     choice,
     integers,
@@ -31,8 +35,6 @@ from pgprune_lightning.comparison.yaml_values import (
     texts,
 )
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.evaluation import ZERO_SHOT_TASKS, ZeroShotTask
-from pgprune_lightning.finetuning import ALPACA, LoraOptions
 
 KEYS = (
     "title",
@@ -125,14 +127,14 @@ def _experiment(
         seeds=integers(data.get("seeds", [0]) if seeds is None else seeds, "seeds", 0),
         evaluation_lengths=lengths,
         evaluation_tokens=_tokens(data.get("evaluation_tokens"), max(lengths)),
-        zero_shot=_zero_shot(data.get("zero_shot")),
+        zero_shot=read_zero_shot(data.get("zero_shot")),
         pictures=(),
         zero_shot_folder=optional_text(data.get("zero_shot_folder"), "zero_shot_folder"),
-        zero_shot_limit=_limit(data.get("zero_shot_limit")),
-        latency=_latency(data.get("latency")),
-        finetune=_finetune(data.get("finetune")),
+        zero_shot_limit=read_limit(data.get("zero_shot_limit")),
+        latency=read_latency(data.get("latency")),
+        finetune=read_finetune(data.get("finetune")),
     )
-    _check_finetune(experiment)
+    check_finetune(experiment)
     pictures = _pictures(data.get("picture"), experiment)
     return replace(experiment, pictures=pictures)
 
@@ -215,43 +217,3 @@ def _picture(value: Any, experiment: Experiment) -> Picture:
 
 def _tokens(value: Any, longest: int) -> int | None:
     return None if value is None else integers([value], "evaluation_tokens", longest)[0]
-
-
-def _zero_shot(value: Any) -> tuple[ZeroShotTask, ...]:
-    names = dict.fromkeys(texts(value, "zero_shot"))
-    return tuple(choice(name, ZERO_SHOT_TASKS, "zero_shot") for name in names)
-
-
-def _limit(value: Any) -> int | None:
-    # A standard error needs two examples.
-    return None if value is None else integers([value], "zero_shot_limit", 2)[0]
-
-
-def _latency(value: Any) -> LatencyOptions | None:
-    if value is None:
-        return None
-    given = mapping(value, "latency", list(LatencyOptions.__dataclass_fields__))
-    sizes = {name: integers([size], f"latency.{name}", 1)[0] for name, size in given.items()}
-    return LatencyOptions(**sizes)
-
-
-def _finetune(value: Any) -> FinetuneOptions | None:
-    if value is None:
-        return None
-    names = ("records", *LoraOptions.__dataclass_fields__)
-    given = dict(mapping(value, "finetune", names))
-    records = text(given.pop("records", ALPACA), "finetune.records")
-    parser = RaisingParser()
-    parser.add_class_arguments(LoraOptions, "finetune")
-    lora = parser.parse_object({"finetune": given}).finetune.as_dict()
-    lora["target_modules"] = tuple(lora["target_modules"])
-    return FinetuneOptions(records, LoraOptions(**lora))
-
-
-def _check_finetune(experiment: Experiment) -> None:
-    for name, method in experiment.methods.items():
-        if method.finetune and experiment.finetune is None:
-            raise UserError(
-                f"methods.{name}.finetune: the file does not say how; give it the key finetune, "
-                "such as finetune: {rank: 16}."
-            )

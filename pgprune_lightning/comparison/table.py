@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,24 +17,15 @@ from rich.table import Table
 from pgprune_lightning.comparison.experiment import leaves
 from pgprune_lightning.comparison.results import Results
 from pgprune_lightning.comparison.setting_groups import grouped
-
-OVERFLOW = "overflow"
-MISSING = "–"
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A value that results have.
-
-    Args:
-        name: Its key, dotted where it stands in a group.
-        title: Its name for a reader, with its unit.
-        show: How it is written.
-    """
-
-    name: str
-    title: str
-    show: Callable[[float | None], str]
+from pgprune_lightning.comparison.table_values import (
+    LATENCY_VALUES,
+    MISSING,
+    OTHER_VALUES,
+    ZERO_SHOT_AVERAGE,
+    Value,
+    number,
+    share,
+)
 
 
 @dataclass(frozen=True)
@@ -44,69 +35,6 @@ class _Sheet:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-
-def number(value: float | None) -> str:
-    """A perplexity with four figures or so."""
-    if value is None:
-        return OVERFLOW
-    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 100 else f"{value:.2f}"
-
-
-def seconds(value: float | None) -> str:
-    """A time in seconds, or in minutes and hours where it is long."""
-    if value is None:
-        return MISSING
-    minutes, rest = divmod(round(value), 60)
-    if value < 60:
-        return f"{value:.1f} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _parameters(value: float | None) -> str:
-    if value is None:
-        return MISSING
-    return f"{value / 1e6:,.1f} M" if value >= 1e7 else f"{value / 1e3:,.1f} k"
-
-
-def _share(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1%}"
-
-
-def _memory(value: float | None) -> str:
-    return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
-
-
-def _latency(value: float | None) -> str:
-    """A time that may be milliseconds, with three figures."""
-    if value is None or value >= 60:
-        return seconds(value)
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
-
-
-OTHER_VALUES = (
-    _Value("parameters", "parameters", _parameters),
-    _Value("parameters_share", "of dense", _share),
-    _Value("seconds", "time to make", seconds),
-    _Value("peak_memory_bytes", "peak memory", _memory),
-)
-LATENCY_VALUES = (
-    _Value("latency.seconds", "latency", _latency),
-    _Value("latency.parameter_bytes", "memory of weights", _memory),
-)
-ZERO_SHOT_AVERAGE = _Value("zero_shot_average", "zero-shot average", _share)
-
-
-def value_title(name: str) -> str:
-    """A value's name for a reader, such as `perplexity at 128 tokens`."""
-    titles = {value.name: value.title for value in (*OTHER_VALUES, ZERO_SHOT_AVERAGE)}
-    return titles.get(name, name.replace("perplexity_", "perplexity at ") + " tokens")
-
-
-def value_text(name: str, value: float) -> str:
-    """A value as the tables write it."""
-    shows = {other.name: other.show for other in (*OTHER_VALUES, ZERO_SHOT_AVERAGE)}
-    return shows.get(name, number)(value)
 
 
 def markdown(results: Results) -> str:
@@ -156,7 +84,7 @@ def print_table(results: Results) -> None:
 def _sheets(results: Results) -> list[_Sheet]:
     """One table of all values where there is one setting, and those of extras; else one a value."""
     lengths = results["evaluation_lengths"]
-    values = [_Value(f"perplexity_{n}", _length_title(results, n), number) for n in lengths]
+    values = [Value(f"perplexity_{n}", _length_title(results, n), number) for n in lengths]
     extras = _extra_values(results)
     settings = results["settings"]
     if len(settings) == 1:
@@ -172,12 +100,12 @@ def _sheets(results: Results) -> list[_Sheet]:
     ]
 
 
-def _single(title: str, methods: dict[str, Any], values: Sequence[_Value]) -> _Sheet:
+def _single(title: str, methods: dict[str, Any], values: Sequence[Value]) -> _Sheet:
     rows = [[name, *(_shown(entry, value) for value in values)] for name, entry in methods.items()]
     return _Sheet(title, ["", *(value.title for value in values)], rows)
 
 
-def _by_setting(group: str, settings: dict[str, Any], value: _Value) -> _Sheet:
+def _by_setting(group: str, settings: dict[str, Any], value: Value) -> _Sheet:
     names = dict.fromkeys(name for entry in settings.values() for name in entry["methods"])
     rows = [
         [name, *(_shown(entry["methods"].get(name), value) for entry in settings.values())]
@@ -186,7 +114,7 @@ def _by_setting(group: str, settings: dict[str, Any], value: _Value) -> _Sheet:
     return _Sheet(", ".join(filter(None, (group, value.title))), ["", *settings], rows)
 
 
-def _shown(entry: dict[str, Any] | None, value: _Value) -> str:
+def _shown(entry: dict[str, Any] | None, value: Value) -> str:
     if entry is None:
         return MISSING
     text = value.show(dict(leaves(entry)).get(value.name))
@@ -194,10 +122,10 @@ def _shown(entry: dict[str, Any] | None, value: _Value) -> str:
     return text if not deviation else f"{text} ± {value.show(deviation)}"
 
 
-def _extra_values(results: Results) -> dict[str, list[_Value]]:
+def _extra_values(results: Results) -> dict[str, list[Value]]:
     """What is measured where an experiment asks for it, by the title of its table."""
     tasks = results.get("zero_shot", [])
-    by_task = [_Value(f"zero_shot.{task}", task, _share) for task in tasks]
+    by_task = [Value(f"zero_shot.{task}", task, share) for task in tasks]
     zero_shot = {"zero-shot accuracy": [*by_task, ZERO_SHOT_AVERAGE]} if tasks else {}
     latency = {"forward pass": list(LATENCY_VALUES)} if results.get("latency") else {}
     return zero_shot | latency

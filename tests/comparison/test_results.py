@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pgprune_lightning.comparison import pictures, table
+from pgprune_lightning.comparison import overview_pictures, pictures, table, table_values
 from pgprune_lightning.comparison.experiment import Experiment, Method, Picture
 from pgprune_lightning.comparison.results import aggregated
 
@@ -154,7 +154,7 @@ def test_csv_has_a_line_for_each_seed() -> None:
     [(0.04, "0.0 s"), (59.94, "59.9 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")],
 )
 def test_times_are_short(seconds: float, shown: str) -> None:
-    assert table.seconds(seconds) == shown
+    assert table_values.seconds(seconds) == shown
 
 
 def test_pictures_show_what_they_are_asked_for(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_pictures_show_what_they_are_asked_for(tmp_path: Path) -> None:
 def test_lines_fall_to_the_right_as_the_file_has_them() -> None:
     pytest.importorskip("matplotlib")
     picture = Picture("lines", "perplexity_128", "keep ratio", None)
-    figure = pictures._lines(picture, _results({"0.9": METHODS, "0.5": METHODS}))
+    figure = overview_pictures.draw_lines(picture, _results({"0.9": METHODS, "0.5": METHODS}))
     (axes,) = figure.axes
     left, right = axes.get_xlim()
     assert left > right
