@@ -13,6 +13,7 @@ from pgprune_lightning.comparison.experiment_file import folder_name
 from pgprune_lightning.comparison.option_check import cell_arguments, check_config
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.initialization.initial_policy import METRICS
 from pgprune_lightning.pruning_cli import plain, run_command
 
 
@@ -118,8 +119,8 @@ def _checked_config(kind: MethodKind, arguments: list[str]) -> dict[str, Any]:
 
 def _is_random(kind: MethodKind, config: dict[str, Any]) -> bool:
     start = config["model"]["initialization"]
-    random_metric = start["metric"] == "random" and start["plan"] is None and not start["scores"]
-    return kind == "learned" or (kind == "metric" and random_metric)
+    draws = METRICS[start["metric"]].draws and start["plan"] is None and start["scores"] is None
+    return kind == "learned" or (kind == "metric" and draws)
 
 
 def _seeded(config: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.comparison import pictures, table
 from pgprune_lightning.comparison.cell import Cell, cells_of
@@ -33,7 +31,6 @@ from pgprune_lightning.comparison.results import Results, collect
 from pgprune_lightning.comparison.table_values import number, seconds
 from pgprune_lightning.console import print_error
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.masking.model_reuse import one_model_kept
 
 LOG_FILE = "log.txt"
@@ -70,10 +67,7 @@ def run_comparison(
                 finished.append((cell, _result(cell, experiment, finished)))
             except Exception as error:  # other cells are worth having without this one
                 errors.append((cell, _report(cell, error)))
-    source = provenance(torch.device("cpu")) | {"command": command}
-    if finished:
-        source["device"] = finished[0][1]["provenance"]["device"]
-    _write(experiment, collect(experiment, finished, errors, source), output)
+    _write(experiment, collect(experiment, finished, errors, command), output)
     return not errors
 
 

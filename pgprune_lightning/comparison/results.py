@@ -9,6 +9,8 @@ from dataclasses import asdict
 from itertools import permutations
 from typing import Any
 
+import torch
+
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_result import PLAN_FOLDER
@@ -19,10 +21,12 @@ from pgprune_lightning.comparison.hamming import (
     hamming_by_layer,
     sparsity_by_layer,
 )
+from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.masking.frozen_model import load_model_config, model_on_meta
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.model_units import mask_space_of
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
+from pgprune_lightning.policy import MaskSpace
 
 NOT_NUMBERS = ("seed", "max_positions", "steps", "learned_at_step", "width")
 
@@ -34,7 +38,7 @@ def collect(
     experiment: Experiment,
     finished: Sequence[tuple[Cell, CellResult]],
     errors: Sequence[tuple[Cell, str]],
-    provenance: dict[str, Any],
+    command: str,
 ) -> Results:
     """Put the numbers of all cells together.
 
@@ -42,7 +46,7 @@ def collect(
         experiment: What was compared.
         finished: Cells with their numbers, in the order of the experiment.
         errors: Cells without.
-        provenance: Program, libraries, machine and command.
+        command: How the program was called.
 
     Returns:
         `settings.LABEL.methods.NAME` with means over seeds, `seeds` and `deviation`;
@@ -55,8 +59,8 @@ def collect(
     }
     results = {
         "title": experiment.title,
-        "command": provenance["command"],
-        "provenance": provenance,
+        "command": command,
+        "provenance": _provenance([result for _, result in finished], command),
         "evaluation_lengths": list(experiment.evaluation_lengths),
         "zero_shot": list(experiment.zero_shot),
         "zero_shot_limit": experiment.zero_shot_limit,
@@ -66,6 +70,18 @@ def collect(
     }
     only = next(iter(settings.values())) if len(settings) == 1 else {}
     return results | only
+
+
+def _provenance(results: Sequence[CellResult], command: str) -> dict[str, Any]:
+    """That of this run, with the commits and machines that the cells were computed by.
+
+    Cells may come from earlier runs, and their numbers are not this commit's.
+    """
+    source = provenance(torch.device("cpu")) | {"command": command}
+    for name in ("commit", "device") if results else ():
+        values = dict.fromkeys(result["provenance"][name] for result in results)
+        source[name] = ", ".join(value for value in values if value) or None
+    return source
 
 
 def _setting(finished: Sequence[tuple[Cell, CellResult]]) -> dict[str, Any]:
@@ -135,13 +151,18 @@ def _deviation(values: Sequence[float | None]) -> float | None:
 
 
 def _distances(plans: Mapping[str, PruningPlan]) -> dict[str, dict[str, list[float]]]:
-    if not plans:
-        return {}
-    source = next(iter(plans.values())).base_model.source
-    model = model_on_meta(load_model_config(resolve_model_source(source)))
-    parts = mask_space_of(model, PARTS)
-    masks = {name: expanded_mask(plan, parts) for name, plan in plans.items()}
+    """Between masks of one model; those of two models have no units in common."""
+    sources = {name: plan.base_model.source for name, plan in plans.items()}
+    parts = {source: _parts_of(source) for source in dict.fromkeys(sources.values())}
+    masks = {name: expanded_mask(plan, parts[sources[name]]) for name, plan in plans.items()}
     distances: dict[str, dict[str, list[float]]] = {name: {} for name in masks}
     for one, other in permutations(masks, 2):
-        distances[one][other] = hamming_by_layer(masks[one], masks[other], parts)
+        if sources[one] == sources[other]:
+            shared = parts[sources[one]]
+            distances[one][other] = hamming_by_layer(masks[one], masks[other], shared)
     return distances
+
+
+def _parts_of(base_model: str) -> MaskSpace:
+    model = model_on_meta(load_model_config(resolve_model_source(base_model)))
+    return mask_space_of(model, PARTS)

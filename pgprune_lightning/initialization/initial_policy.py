@@ -49,8 +49,8 @@ METRICS: dict[MetricName, Metric] = {
     "fisher": Metric(fisher_metric, GATED_KINDS),
     "layerwise_ppl": Metric(layerwise_ppl_metric, ("layer",)),
     "block_influence": Metric(block_influence_metric, ("layer",)),
-    "bonsai": Metric(bonsai_metric, get_args(UnitKind)),
-    "random": Metric(random_metric, get_args(UnitKind), reads_text=False),
+    "bonsai": Metric(bonsai_metric, get_args(UnitKind), draws=True),
+    "random": Metric(random_metric, get_args(UnitKind), reads_text=False, draws=True),
 }
 
 

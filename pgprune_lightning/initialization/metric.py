@@ -54,11 +54,13 @@ class Metric:
             important.
         unit_kinds: The kinds of unit that it can measure.
         reads_text: Whether it is measured on calibration text.
+        draws: Whether it depends on the seed, on equal text too.
     """
 
     measure: Callable[[MetricInputs], Tensor]
     unit_kinds: tuple[UnitKind, ...]
     reads_text: bool = True
+    draws: bool = False
 
     def __call__(self, inputs: MetricInputs) -> Tensor:
         """Measure the importance of every unit, (U,), float64, CPU."""

@@ -1,0 +1,39 @@
+"""Which cells an experiment has, and what they are made of."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pgprune_lightning.comparison import load_experiment
+from pgprune_lightning.comparison.cell import cells_of
+
+
+def _metric(name: str, **options: Any) -> dict[str, Any]:
+    return {"kind": "metric", "options": {"model.initialization": {"metric": name, **options}}}
+
+
+def test_what_is_random_has_a_cell_for_each_seed(
+    experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    scores = str(tmp_path / "scores.safetensors")
+    save_file({"scores": torch.rand(78)}, scores)
+    methods = {
+        "dense": {"kind": "dense"},
+        "slicegpt": {"kind": "slicegpt"},
+        "wanda_sp": _metric("wanda_sp"),
+        "random": _metric("random"),
+        "bonsai": _metric("bonsai", normalization="global"),
+        "scores": _metric("random", scores=scores),
+        "learned": {"kind": "learned"},
+    }
+    path = experiment_file(methods=methods, settings=None, seeds=[3, 5])
+    seeds: dict[str, list[int]] = {}
+    for cell in cells_of(load_experiment(path), tmp_path / "out"):
+        seeds.setdefault(cell.method, []).append(cell.seed)
+        assert cell.folder == tmp_path / "out" / "cells" / "all" / cell.method / f"seed{cell.seed}"
+        assert cell.identity["fit"]["data"].get("seed", cell.seed) == cell.seed
+    several = {"random", "bonsai", "learned"}
+    assert seeds == {name: [3, 5] if name in several else [3] for name in methods}

@@ -1,0 +1,79 @@
+"""What is said of all cells together: where their numbers come from, and how their masks differ."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pgprune_lightning.comparison.cell import Cell
+from pgprune_lightning.comparison.experiment import Experiment, Method
+from pgprune_lightning.comparison.results import collect
+from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.plan import BaseModel, PruningPlan
+
+EXPERIMENT = Experiment(
+    title="",
+    recipe=(),
+    options={},
+    settings={"all": {}},
+    methods={name: Method("metric", {}) for name in ("one", "two", "other")},
+    seeds=(0,),
+    evaluation_lengths=(16,),
+    evaluation_tokens=None,
+    zero_shot=(),
+    pictures=(),
+)
+
+
+def _cell(method: str, folder: Path) -> Cell:
+    return Cell("all", method, "metric", 0, (), {}, folder / method)
+
+
+def _result(commit: str | None = "abc", device: str = "a machine") -> dict[str, Any]:
+    return {"seed": 0, "perplexity_16": 9.0, "provenance": {"commit": commit, "device": device}}
+
+
+@pytest.mark.parametrize(
+    ("commits", "said"),
+    [(["abc", "abc"], "abc"), (["abc", "abc", "def"], "abc, def"), ([None], None)],
+)
+def test_the_commit_and_the_machine_are_those_of_the_cells(
+    tmp_path: Path, commits: list[str | None], said: str | None
+) -> None:
+    finished = [(_cell("one", tmp_path), _result(commit)) for commit in commits]
+    results = collect(EXPERIMENT, finished, [], "compare --config a.yaml")
+    assert results["provenance"]["commit"] == said
+    assert results["provenance"]["device"] == "a machine"
+    assert results["command"] == results["provenance"]["command"] == "compare --config a.yaml"
+
+
+def test_without_a_cell_the_commit_is_that_of_this_run(tmp_path: Path) -> None:
+    results = collect(EXPERIMENT, [], [(_cell("one", tmp_path), "failed")], "compare")
+    assert results["provenance"]["device"]
+    assert results["errors"] == {"all / one / seed 0": "failed"}
+
+
+def test_masks_of_two_models_have_no_distance(
+    tmp_path: Path, tiny_model_folder: Path, tiny_model: Callable[..., PreTrainedModel]
+) -> None:
+    """The other model has more KV groups: its mask cannot even be laid beside the others."""
+    tiny_model("llama_mha").save_pretrained(tmp_path / "model")
+    models = {"one": tiny_model_folder, "two": tiny_model_folder, "other": tmp_path / "model"}
+    finished = []
+    for method, folder in models.items():
+        name = "llama_mha" if method == "other" else "llama_gqa"
+        space = mask_space_of(tiny_model(name), ["kv_group", "mlp_channel"])
+        mask_U = torch.ones(space.num_units, dtype=torch.bool)
+        mask_U[0] = method == "two"
+        base_model = BaseModel(str(folder), "llama", "0" * 64, space.total_parameters)
+        plan = PruningPlan(base_model, space, mask_U.double(), mask_U, {}, 0)
+        plan.save(tmp_path / "cells" / method / "plan")
+        finished.append((_cell(method, tmp_path / "cells"), _result()))
+    results = collect(EXPERIMENT, finished, [], "compare")
+    units = 2 + 24
+    by_layer = [pytest.approx(1 / units), 0.0, 0.0]
+    assert results["hamming"] == {"one": {"two": by_layer}, "two": {"one": by_layer}, "other": {}}
+    assert set(results["sparsity"]) == set(models)
