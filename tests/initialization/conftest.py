@@ -74,3 +74,37 @@ def record_inputs() -> Callable[[MetricInputs, nn.Linear], list[Tensor]]:
         return recorded
 
     return record
+
+
+@pytest.fixture
+def assert_units_sum_their_inputs(
+    metric_inputs: Callable[..., MetricInputs], record_inputs: Callable[..., list[Tensor]]
+) -> Callable[..., None]:
+    """Asserts that a metric is worth(projection, sequences) of each input, summed by unit.
+
+    `worth` gives one number for each input of a projection; the sequences, (T, I), are what the
+    projection reads of the batches.
+    """
+
+    def check(
+        metric: Callable[[MetricInputs], Tensor],
+        batches: list[Tensor],
+        worth: Callable[[nn.Linear, list[Tensor]], list[float]],
+    ) -> None:
+        inputs = metric_inputs(["mlp_channel", "kv_group"], batches)
+        metric_U = metric(inputs)
+        assert metric_U.dtype == torch.float64
+        for layer in (0, 2):
+            module = inputs.model.model.layers[layer]
+            for kind, linear, width in (
+                ("kv_group", module.self_attn.o_proj, 2 * 8),  # two query heads of 8 share a key
+                ("mlp_channel", module.mlp.down_proj, 1),
+            ):
+                sequences = record_inputs(inputs, linear)
+                assert len(sequences) == sum(map(len, batches))
+                of_inputs = worth(linear, sequences)
+                for unit, value in enumerate(inputs.space.view(metric_U, layer, kind)):
+                    expected = sum(of_inputs[unit * width : (unit + 1) * width])
+                    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+    return check

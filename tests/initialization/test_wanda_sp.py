@@ -20,32 +20,22 @@ from tests.tiny_models import random_tokens
 BATCHES = [random_tokens(rows=3), random_tokens(rows=1, seed=1)]
 
 
-def importance_of_input(linear: nn.Linear, sequences: list[Tensor], column: int) -> float:
-    magnitude = sum(abs(float(weight)) for weight in linear.weight[:, column]) / linear.out_features
-    squared_norms = [
-        sum(float(value) ** 2 for value in inputs_TI[:, column]) for inputs_TI in sequences
-    ]
-    return float(magnitude * (sum(squared_norms) / len(squared_norms)) ** 0.5)
+def weight_times_activation(linear: nn.Linear, sequences: list[Tensor]) -> list[float]:
+    """Mean absolute weight of each input, times the root mean square of its norm in a sequence."""
+
+    def importance(column: int) -> float:
+        weights = linear.weight[:, column]
+        magnitude = sum(abs(float(weight)) for weight in weights) / linear.out_features
+        squared_norms = [
+            sum(float(value) ** 2 for value in inputs_TI[:, column]) for inputs_TI in sequences
+        ]
+        return float(magnitude * (sum(squared_norms) / len(squared_norms)) ** 0.5)
+
+    return [importance(column) for column in range(linear.in_features)]
 
 
-def test_equals_its_definition(
-    metric_inputs: Callable[..., MetricInputs], record_inputs: Callable[..., list[Tensor]]
-) -> None:
-    inputs = metric_inputs(["mlp_channel", "kv_group"], BATCHES)
-    metric_U = wanda_sp_metric(inputs)
-    assert metric_U.dtype == torch.float64
-    for layer in (0, 2):
-        module = inputs.model.model.layers[layer]
-        for kind, linear, width in (
-            ("kv_group", module.self_attn.o_proj, 2 * 8),  # two query heads of 8 share a key head
-            ("mlp_channel", module.mlp.down_proj, 1),
-        ):
-            sequences = record_inputs(inputs, linear)
-            assert len(sequences) == 4
-            for unit, value in enumerate(inputs.space.view(metric_U, layer, kind)):
-                columns = range(unit * width, (unit + 1) * width)
-                expected = sum(importance_of_input(linear, sequences, c) for c in columns)
-                assert float(value) == pytest.approx(expected, rel=1e-5)
+def test_equals_its_definition(assert_units_sum_their_inputs: Callable[..., None]) -> None:
+    assert_units_sum_their_inputs(wanda_sp_metric, BATCHES, weight_times_activation)
 
 
 def test_a_unit_of_several_channels_sums_over_them(

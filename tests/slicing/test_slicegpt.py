@@ -117,20 +117,11 @@ def test_bfloat16_stays(tiny_model: Callable[..., PreTrainedModel]) -> None:
     assert float(nll) == pytest.approx(float(token_nll(exact, BATCHES[0]).mean()), abs=0.05)
 
 
-def test_generates_the_same_tokens_with_and_without_a_cache(family_model: PreTrainedModel) -> None:
+def test_generates_the_same_tokens_with_and_without_a_cache(
+    family_model: PreTrainedModel, continuation: Callable[..., Tensor]
+) -> None:
     sliced = slice_model(family_model, BATCHES, sliced_parameters(family_model, 24))
-    prompt_BT = random_tokens(tokens=12)
-    with_cache, without_cache = (
-        sliced.model.generate(
-            prompt_BT,
-            attention_mask=torch.ones_like(prompt_BT),
-            max_new_tokens=8,
-            do_sample=False,
-            use_cache=use_cache,
-            pad_token_id=0,
-        )
-        for use_cache in (True, False)
-    )
+    with_cache, without_cache = (continuation(sliced.model, use_cache=use) for use in (True, False))
     assert torch.equal(with_cache, without_cache)
 
 
