@@ -38,6 +38,15 @@ TINY: dict[str, Any] = {
 """Over every row: no hub, no GPU, no time."""
 FEWER_LAYERS = {"model.protected_layers": [0]}
 SHORT_LATENCY = {"batch_size": 1, "sequence_length": 16, "repetitions": 1}
+SHORT_TASKS = {
+    "zero_shot": ["arc_easy"],
+    "zero_shot_folder": "${PGPRUNE_DATA}/zeroshot",
+    "zero_shot_limit": 2,
+}
+SHORT_TUNING = {
+    "records": "${PGPRUNE_DATA}/alpaca/alpaca_9k.jsonl",
+    **{"rank": 2, "num_records": 4, "batch_size": 4, "max_length": 256, "epochs": 1},
+}
 SHORT_STAGES = {"model.progressive.steps_per_stage": 1, "trainer.max_steps": 7}
 """Over rows that protect layers, of which the tiny model has five, and over progressive ones."""
 
@@ -60,11 +69,19 @@ def smallest_form(name: str) -> dict[str, Any]:
         "settings": settings,
         "seeds": data["seeds"][:2],
         "evaluation_lengths": LENGTHS,
-        "zero_shot": [],
-        "finetune": None,
+        **(SHORT_TASKS if data.get("zero_shot") else {}),
+        "finetune": data["finetune"] | SHORT_TUNING if "finetune" in data else None,
         "latency": SHORT_LATENCY if "latency" in data else None,
         "picture": json.loads(pictures),
     }
+
+
+def skip_without_libraries(experiment: dict[str, Any]) -> None:
+    """Skip an experiment whose optional libraries are not installed."""
+    if experiment.get("zero_shot"):
+        pytest.importorskip("lm_eval", reason="pip install -c constraints.txt -e '.[zero-shot]'")
+    if experiment["finetune"]:
+        pytest.importorskip("peft", reason="pip install -c constraints.txt -e '.[finetune]'")
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +100,19 @@ def test_the_smallest_form_gives_a_table_and_its_pictures(
 ) -> None:
     del pgprune_data  # it is named by its environment variable
     experiment = smallest_form(name)
+    tasks = experiment.get("zero_shot", [])
+    skip_without_libraries(experiment)
+    # Cells that are measured alike lie together: equal ones of several files are computed once.
+    folder = output / ("tuned" if experiment["finetune"] else "tasks" if tasks else "plain")
     config = output / f"{name}.yaml"
     config.write_text(yaml.safe_dump(experiment, sort_keys=False))
-    for drawn in output.glob("results/picture*"):
+    for drawn in folder.glob("picture*"):
         drawn.unlink()
-    status = main(["compare", "--config", str(config), "--output", str(output / "results")])
-    assert (status, capsys.readouterr().err) == (0, "")
+    status = main(["compare", "--config", str(config), "--output", str(folder)])
+    assert status == 0, capsys.readouterr().err
 
     kinds = {method: row["kind"] for method, row in experiment["methods"].items()}
-    results = json.loads((output / "results" / "compare.json").read_text())
+    results = json.loads((folder / "compare.json").read_text())
     assert list(results["methods"]) == list(kinds)
     for method, entry in results["methods"].items():
         for value in ("perplexity_32", "perplexity_128", "parameters", "peak_memory_bytes"):
@@ -100,6 +121,9 @@ def test_the_smallest_form_gives_a_table_and_its_pictures(
         steps = experiment["methods"][method]["options"]["trainer.max_steps"]
         assert entry.get("steps") == (steps if learned else None)
         assert len(entry["seeds"]) == (len(experiment["seeds"]) if learned else 1)
+        assert list(entry.get("zero_shot", [])) == tasks
+        is_tuned = bool(experiment["finetune"]) and kinds[method] != "dense"
+        assert ("finetuned" in entry) == is_tuned
     masks = [method for method, kind in kinds.items() if kind in ("metric", "learned")]
     assert list(results["sparsity"]) == masks
     assert all(
@@ -107,4 +131,4 @@ def test_the_smallest_form_gives_a_table_and_its_pictures(
     )
     pictures = experiment["picture"]
     count = len(pictures) if isinstance(pictures, list) else 1
-    assert len(list(output.glob("results/picture*.png"))) == count
+    assert len(list(folder.glob("picture*.png"))) == count
