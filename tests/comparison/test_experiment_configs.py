@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.comparison import load_experiment
+from pgprune_lightning.comparison.cell import cells_of
+from pgprune_lightning.errors import UserError
 from tests.paper_experiments import PAPER
 from tests.parsed_cells import parsed_cell
 
@@ -29,3 +31,24 @@ def test_an_experiment_is_complete_and_taken(
     assert experiment.title
     assert len(experiment.methods) > 1
     assert f"configs/experiments/{name}" in path.read_text(), "the file says how it is run"
+
+
+def test_the_quickstarts_experiment_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model and texts are installed packages; what is not may be left out."""
+    monkeypatch.delenv("PGPRUNE_DATA", raising=False)
+    experiment = load_experiment(CONFIGS / "experiments" / "quickstart.yaml")
+    for setting, method in experiment.pairs():
+        config = parsed_cell(experiment, setting, method)
+        texts = [config.data.train, config.data.validation, *config.data.test]
+        needed = [config.model.base_model, *(text.path for text in texts if not text.optional)]
+        assert len(needed) > 3
+        assert all(place.startswith("package:") for place in needed)
+
+
+def test_the_tiny_experiment_names_the_variable_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PGPRUNE_DATA", raising=False)
+    experiment = load_experiment(CONFIGS / "experiments" / "tiny.yaml")
+    with pytest.raises(UserError, match=r"PGPRUNE_DATA.* that is not set; set it"):
+        cells_of(experiment, tmp_path)
