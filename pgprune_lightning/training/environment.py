@@ -1,18 +1,18 @@
 """The environment that the policy acts on: a frozen language model that answers a mask with a loss.
 
-Shapes: U units, B sequences, T tokens, N tokens of a batch, H hidden.
+Shapes: S mask samples, U units, B sequences, T tokens, N tokens of a batch, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking.dense import DenseExecution
 from pgprune_lightning.masking.fingerprint import model_fingerprint
 from pgprune_lightning.masking.frozen_model import (
     load_model_config,
@@ -22,9 +22,13 @@ from pgprune_lightning.masking.frozen_model import (
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import predicting_states, token_kl, token_nll
 from pgprune_lightning.plan import BaseModel
 from pgprune_lightning.policy import MaskSpace, UnitKind
+
+Judge = Literal["cross_entropy", "kl_to_dense"]
+"""What a mask is judged by: the text's own next tokens, or the dense model's distributions."""
 
 
 class FrozenEnvironment:
@@ -53,7 +57,7 @@ class FrozenEnvironment:
         self.space = mask_space_of(
             model_on_meta(load_model_config(source)), unit_kinds, channels_per_unit
         )
-        self._execution: DenseExecution | None = None
+        self._execution: MultipliedExecution | None = None
 
     @property
     def is_loaded(self) -> bool:
@@ -74,7 +78,7 @@ class FrozenEnvironment:
         model = open_frozen_model(
             self.source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
         )
-        self._execution = DenseExecution(model, self.space)
+        self._execution = MultipliedExecution(model, self.space)
         self.base_model = BaseModel(
             source=self.source.given,
             model_type=model.config.model_type,
@@ -107,23 +111,57 @@ class FrozenEnvironment:
         with self.masked(mask_U) as model:
             return token_nll(model, batch_BT)
 
-    def divergence_from_dense(self, batch_BT: Tensor) -> Callable[[Tensor], Tensor]:
-        """Run the dense model on a batch, once, to compare masked models with it.
+    @torch.no_grad()
+    def losses_of_masks(
+        self, batch_BT: Tensor, masks_SU: Tensor, judge: Judge = "cross_entropy"
+    ) -> Tensor:
+        """Judge each mask by the whole batch.
 
         Args:
             batch_BT: Token ids, (B, T), int64.
+            masks_SU: Which units stay, (S, U), bool.
+            judge: What a mask is judged by; `kl_to_dense` takes one dense forward pass besides.
 
         Returns:
-            Maps a mask, (U,), bool, to KL(dense || masked) in nats per token, (B, T - 1), float32.
+            Mean loss of each mask in nats per token, (S,), float64.
         """
+        if judge == "kl_to_dense":
+            losses = self._divergences(batch_BT, masks_SU)
+        else:
+            losses = [self.token_nll(batch_BT, mask_U) for mask_U in masks_SU]
+        return torch.stack([loss_BT.mean() for loss_BT in losses]).double()
+
+    @torch.no_grad()
+    def losses_of_sequences(
+        self, batch_BT: Tensor, masks_BU: Tensor, judge: Judge = "cross_entropy"
+    ) -> Tensor:
+        """Judge masks by a sequence each, all in one pass; everything is computed for each.
+
+        Args:
+            batch_BT: Token ids, (B, T), int64.
+            masks_BU: Which units stay for each sequence, (B, U), bool.
+            judge: What a mask is judged by; `kl_to_dense` takes one dense forward pass besides.
+
+        Returns:
+            Mean loss of each sequence under its mask in nats per token, (B,), float64.
+        """
+        dense_NH = predicting_states(self.model, batch_BT) if judge == "kl_to_dense" else None
+        with self._loaded().masked_each(masks_BU) as model:
+            if dense_NH is None:
+                loss_BT = token_nll(model, batch_BT)
+            else:
+                loss_BT = token_kl(model, batch_BT, dense_NH)
+        return loss_BT.mean(dim=1).double()
+
+    def _divergences(self, batch_BT: Tensor, masks_SU: Tensor) -> list[Tensor]:
+        """KL(dense || masked) of each mask in nats per token, (B, T - 1), float32."""
         dense_NH = predicting_states(self.model, batch_BT)
-
-        def divergence(mask_U: Tensor) -> Tensor:
+        divergences = []
+        for mask_U in masks_SU:
             with self.masked(mask_U) as model:
-                return token_kl(model, batch_BT, dense_NH)
+                divergences.append(token_kl(model, batch_BT, dense_NH))
+        return divergences
 
-        return divergence
-
-    def _loaded(self) -> DenseExecution:
+    def _loaded(self) -> MultipliedExecution:
         assert self._execution is not None, "the weights are not loaded"
         return self._execution

@@ -5,9 +5,8 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,7 +35,7 @@ from pgprune_lightning.policy import (
 from pgprune_lightning.training.arguments import check_arguments, check_lr_factors
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
-from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.environment import FrozenEnvironment, Judge
 
 
 class PolicyGradientPruning(LightningModule):
@@ -105,7 +104,7 @@ class PolicyGradientPruning(LightningModule):
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
-        loss: Literal["cross_entropy", "kl_to_dense"] = "cross_entropy",
+        loss: Judge = "cross_entropy",
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
         fill_budget: bool = False,
@@ -260,8 +259,7 @@ class PolicyGradientPruning(LightningModule):
         del batch_idx
         generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
         masks_SU = self.policy.sample(self.num_mask_samples, generator)
-        token_losses = self._token_losses(batch)
-        losses_S = torch.stack([token_losses(mask_U).mean() for mask_U in masks_SU]).double()
+        losses_S = self.environment.losses_of_masks(batch, masks_SU, self.loss)
         self._check_losses(losses_S)
 
         probabilities_U = self.policy.keep_probabilities
@@ -279,12 +277,6 @@ class PolicyGradientPruning(LightningModule):
             "baseline": self.estimator.used_baseline.clone(),
             "gradient_norm": probabilities_U.grad.norm(),
         }
-
-    def _token_losses(self, batch_BT: Tensor) -> Callable[[Tensor], Tensor]:
-        """What maps a mask to its token losses on this batch."""
-        if self.loss == "kl_to_dense":
-            return self.environment.divergence_from_dense(batch_BT)
-        return partial(self.environment.token_nll, batch_BT)
 
     def _check_losses(self, losses_S: Tensor) -> None:
         if bool(losses_S.isfinite().all()):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import DenseExecution, mask_space_of, token_loss, token_nll
+from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_loss, token_nll
 from pgprune_lightning.masking.token_loss import predicting_states, token_kl
 from tests.tiny_models import NUM_TOKENS, VOCABULARY, random_tokens
 
@@ -77,7 +77,7 @@ def test_no_gradient_is_recorded(tiny_model: Callable[..., PreTrainedModel]) -> 
 def half_masked(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
     space = mask_space_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
-    return DenseExecution(model, space).masked(mask_U)
+    return MultipliedExecution(model, space).masked(mask_U)
 
 
 def test_divergence_is_that_of_all_logits(family_model: PreTrainedModel) -> None:
