@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
 from pgprune_lightning.masking.skipping import skipped
-from pgprune_lightning.policy.mask_space import MaskSpace
+from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
 class MultipliedExecution:
@@ -66,12 +66,22 @@ class MultipliedExecution:
                 if not bool(kept_BG.any()):
                     stack.enter_context(skipped(layer, group.kind))
                 elif not bool(kept_BG.all()):
-                    for handle in _put_factors(layer, group.kind, kept_BG):
+                    for handle in put_factors(layer, group.kind, kept_BG):
                         stack.callback(handle.remove)
             yield self.model
 
 
-def _put_factors(layer: DecoderLayer, kind: str, kept_BG: Tensor) -> Iterator[RemovableHandle]:
+def put_factors(layer: DecoderLayer, kind: UnitKind, kept_BG: Tensor) -> Iterator[RemovableHandle]:
+    """Multiply what a group's units contribute by their mask.
+
+    Args:
+        layer: The group's layer.
+        kind: What its units are.
+        kept_BG: Which of them stay for each sequence, (B, G), bool, on the host.
+
+    Yields:
+        What takes the multiplication away again.
+    """
     alive_B1 = kept_BG.any(dim=1, keepdim=True)
     if bool((kept_BG != alive_B1).any()):
         yield _multiply_input(_OUTPUTS[kind](layer)[0], kept_BG)

@@ -15,16 +15,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_nll
 from pgprune_lightning.policy import MaskSpace, UnitKind
-from tests.tiny_models import masks_of, random_tokens
-
-
-def traces_of_masking(model: PreTrainedModel) -> list[str]:
-    """Modules that carry a hook or a replaced forward."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if module._forward_pre_hooks or module._forward_hooks or "forward" in module.__dict__
-    ]
+from tests.tiny_models import masks_of, random_tokens, traces_of_masking
 
 
 @pytest.fixture
