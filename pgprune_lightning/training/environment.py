@@ -5,8 +5,9 @@ Shapes: S mask samples, U units, B sequences, T tokens, N tokens of a batch, H h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,10 +23,10 @@ from pgprune_lightning.masking.frozen_model import (
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.masking.model_units import mask_space_of
-from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import predicting_states, token_kl, token_nll
 from pgprune_lightning.plan import BaseModel
 from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 
 Judge = Literal["cross_entropy", "kl_to_dense"]
 """What a mask is judged by: the text's own next tokens, or the dense model's distributions."""
@@ -57,20 +58,29 @@ class FrozenEnvironment:
         self.space = mask_space_of(
             model_on_meta(load_model_config(source)), unit_kinds, channels_per_unit
         )
-        self._execution: MultipliedExecution | None = None
+        self._execution: ExecutionChoice | None = None
 
     @property
     def is_loaded(self) -> bool:
         """Whether the weights are there."""
         return self._execution is not None
 
-    def load(self, *, dtype: str, device: torch.device, attention: str) -> None:
+    def load(
+        self,
+        *,
+        dtype: str,
+        device: torch.device,
+        attention: str,
+        execution: ExecutionName = "gathered",
+    ) -> None:
         """Load and freeze the weights.
 
         Args:
             dtype: Name of their type; see `resolve_dtype`.
             device: Where they go.
             attention: Attention implementation of transformers.
+            execution: How masks are executed: `gathered`, `multiplied`, or `auto`, the faster of
+                both in the first passes of `losses_of_masks`.
 
         Raises:
             UserError: If they cannot be loaded.
@@ -78,7 +88,7 @@ class FrozenEnvironment:
         model = open_frozen_model(
             self.source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
         )
-        self._execution = MultipliedExecution(model, self.space)
+        self._execution = ExecutionChoice(model, self.space, execution)
         self.base_model = BaseModel(
             source=self.source.given,
             model_type=model.config.model_type,
@@ -89,11 +99,20 @@ class FrozenEnvironment:
     @property
     def model(self) -> PreTrainedModel:
         """The dense model."""
-        return self._loaded().model
+        return self._loaded().multiplied.model
+
+    @property
+    def execution(self) -> str | None:
+        """The execution of masks, None while `auto` has not picked one."""
+        return self._loaded().picked
+
+    def restore_execution(self, picked: str | None) -> None:
+        """Go on with what an `auto` picked before; what `load` was told to use stays."""
+        self._loaded().restore(picked)
 
     def masked(self, mask_U: Tensor) -> AbstractContextManager[PreTrainedModel]:
         """The model under a mask, (U,), bool, for the length of a `with` block."""
-        return self._loaded().masked(mask_U)
+        return self._loaded().current.masked(mask_U)
 
     @torch.no_grad()
     def token_nll(self, batch_BT: Tensor, mask_U: Tensor | None) -> Tensor:
@@ -125,11 +144,12 @@ class FrozenEnvironment:
         Returns:
             Mean loss of each mask in nats per token, (S,), float64.
         """
-        if judge == "kl_to_dense":
-            losses = self._divergences(batch_BT, masks_SU)
-        else:
-            losses = [self.token_nll(batch_BT, mask_U) for mask_U in masks_SU]
-        return torch.stack([loss_BT.mean() for loss_BT in losses]).double()
+        loss_under = self._loss_under(batch_BT, judge)
+        losses = []
+        for mask_U in masks_SU:
+            with self._loaded().timed(mask_U):
+                losses.append(loss_under(mask_U).mean())
+        return torch.stack(losses).double()
 
     @torch.no_grad()
     def losses_of_sequences(
@@ -146,22 +166,25 @@ class FrozenEnvironment:
             Mean loss of each sequence under its mask in nats per token, (B,), float64.
         """
         dense_NH = predicting_states(self.model, batch_BT) if judge == "kl_to_dense" else None
-        with self._loaded().masked_each(masks_BU) as model:
+        with self._loaded().multiplied.masked_each(masks_BU) as model:
             if dense_NH is None:
                 loss_BT = token_nll(model, batch_BT)
             else:
                 loss_BT = token_kl(model, batch_BT, dense_NH)
         return loss_BT.mean(dim=1).double()
 
-    def _divergences(self, batch_BT: Tensor, masks_SU: Tensor) -> list[Tensor]:
-        """KL(dense || masked) of each mask in nats per token, (B, T - 1), float32."""
+    def _loss_under(self, batch_BT: Tensor, judge: Judge) -> Callable[[Tensor], Tensor]:
+        """What maps a mask to its losses on a batch, in nats per token, (B, T - 1), float32."""
+        if judge == "cross_entropy":
+            return partial(self.token_nll, batch_BT)
         dense_NH = predicting_states(self.model, batch_BT)
-        divergences = []
-        for mask_U in masks_SU:
-            with self.masked(mask_U) as model:
-                divergences.append(token_kl(model, batch_BT, dense_NH))
-        return divergences
 
-    def _loaded(self) -> MultipliedExecution:
+        def divergence(mask_U: Tensor) -> Tensor:
+            with self.masked(mask_U) as model:
+                return token_kl(model, batch_BT, dense_NH)
+
+        return divergence
+
+    def _loaded(self) -> ExecutionChoice:
         assert self._execution is not None, "the weights are not loaded"
         return self._execution

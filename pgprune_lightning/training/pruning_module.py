@@ -36,6 +36,7 @@ from pgprune_lightning.training.arguments import check_arguments, check_lr_facto
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment, Judge
+from pgprune_lightning.training.execution_choice import ExecutionName
 
 
 class PolicyGradientPruning(LightningModule):
@@ -86,6 +87,9 @@ class PolicyGradientPruning(LightningModule):
         dtype: Type of the frozen weights: `bfloat16`, `float16`, `float32`, or `auto` (bfloat16
             where the device computes in it natively). The policy is always float64.
         attention: Attention implementation of transformers (`sdpa`, `eager`, ...).
+        execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
+            everything and multiplies it by the mask, `auto` picks the faster in the first steps.
+            They differ by rounding, so numbers that repeat bit for bit want a named one.
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
@@ -112,6 +116,7 @@ class PolicyGradientPruning(LightningModule):
         initialization: Initialization = Initialization(),  # noqa: B008 (frozen)
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         attention: str = "sdpa",
+        execution: ExecutionName = "gathered",
         seed: int = 0,
     ) -> None:
         """Check what can be checked without a model."""
@@ -140,6 +145,7 @@ class PolicyGradientPruning(LightningModule):
         self.initialization = initialization
         self.model_dtype = dtype
         self.attention = attention
+        self.execution = execution
         self.seed = seed
 
     # The environment and the first policy.
@@ -190,7 +196,12 @@ class PolicyGradientPruning(LightningModule):
             return
         self._check_before_loading()
         device = self.trainer.strategy.root_device
-        self.environment.load(dtype=self.model_dtype, device=device, attention=self.attention)
+        self.environment.load(
+            dtype=self.model_dtype,
+            device=device,
+            attention=self.attention,
+            execution=self.execution,
+        )
         if self.trainer.ckpt_path is None:
             with torch.no_grad():
                 self.policy.keep_probabilities.copy_(self._start_probabilities())
@@ -303,6 +314,7 @@ class PolicyGradientPruning(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tie the checkpoint to the model it was learned on."""
         checkpoint["base_model"] = asdict(self.environment.base_model)
+        checkpoint["execution"] = self.environment.execution
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model, and forget the batch that an error broke off.
@@ -315,6 +327,7 @@ class PolicyGradientPruning(LightningModule):
                 f"ckpt_path: the policy was learned on {learned_on['source']!r}, whose weights are "
                 f"not those of {given.source!r}. Go on with the model of its run."
             )
+        self.environment.restore_execution(checkpoint.get("execution"))
         loops = checkpoint.get("loops", {})
         if "fit_loop" in loops:
             batches = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
