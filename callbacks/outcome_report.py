@@ -101,6 +101,7 @@ class OutcomeReport(Callback):
             "sequence_length": plans["best"].validation["sequence_length"],
             "validation": {name: plan.validation for name, plan in plans.items()},
             "base_model": pl_module.environment.base_model.source,
+            "execution": pl_module.environment.execution,
             "sample": self._sample(trainer, pl_module, plans["best"]),
             "provenance": provenance(pl_module.device),
             "seconds": round(time.monotonic() - self._start, 1),

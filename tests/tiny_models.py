@@ -111,6 +111,15 @@ def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
         yield f"no {group.kind} in layer {group.layer}", mask_U
 
 
+def traces_of_masking(model: PreTrainedModel) -> list[str]:
+    """Modules that carry a hook or a replaced forward."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if module._forward_pre_hooks or module._forward_hooks or "forward" in module.__dict__
+    ]
+
+
 @pytest.fixture(scope="session", params=CONFIGS)
 def family_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """A tiny model of each layout in turn; a test must leave it as it was."""

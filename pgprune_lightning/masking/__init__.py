@@ -1,14 +1,16 @@
 """The frozen model under a mask: finding it, loading it, masking it, reading its loss."""
 
 from pgprune_lightning.masking.decoder_family import FAMILIES, DecoderFamily, decoder_layers
-from pgprune_lightning.masking.dense import DenseExecution
+from pgprune_lightning.masking.gathered import GatheredExecution
 from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 
 __all__ = [
     "FAMILIES",
     "DecoderFamily",
-    "DenseExecution",
+    "GatheredExecution",
+    "MultipliedExecution",
     "decoder_layers",
     "mask_space_of",
     "token_nll",

@@ -26,10 +26,12 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.reshape(-1)
         # Odd, because rows are often 2^n long: an even stride would read a few columns only.
-        stride = -(-flat.numel() // SAMPLES_PER_TENSOR) | 1
-        values = flat[::stride].to(torch.bfloat16).contiguous().cpu().view(torch.int16)
+        stride = -(-parameter.numel() // SAMPLES_PER_TENSOR) | 1
+        positions = torch.arange(0, parameter.numel(), stride, device=parameter.device)
+        # By index: flattening would copy a weight that is stored column by column.
+        sampled = parameter[torch.unravel_index(positions, parameter.shape)]
+        values = sampled.to(torch.bfloat16).cpu().view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()

@@ -1,20 +1,26 @@
 """Token losses in float32, without ever holding all logits.
 
+The likelihood needs each token's own logit and the logarithm of the sum over the vocabulary, so it
+goes through the vocabulary in parts: each row of the projection is read once for all tokens, and a
+part's logits stay in the cache until they are summed.
+
 Shapes: B sequences, T tokens, N tokens of all sequences, C tokens of a chunk, H hidden,
-V vocabulary.
+V vocabulary, P part of the vocabulary.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import backbone_of
 
-LOGITS_PER_CHUNK = 2**24
-"""Elements of one chunk of logits: 64 MB in float32, whatever the vocabulary."""
+LOGITS_PER_CHUNK = {"cpu": 2**22, "cuda": 2**24}
+"""Elements of one chunk of logits: 16 MB in float32, which caches hold, or 64 MB."""
+TOKENS_PER_CHUNK = 2**12
+"""Tokens of one chunk at most, so that its parts of the vocabulary do not get narrow."""
 
 
 @torch.no_grad()
@@ -31,12 +37,37 @@ def token_nll(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
     hidden_NH = predicting_states(model, input_ids_BT)
     targets_N = input_ids_BT[:, 1:].flatten()
     head = model.get_output_embeddings()
-    chunk = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
-    nll_N = [
-        F.cross_entropy(head(hidden_CH).float(), targets_C, reduction="none")
-        for hidden_CH, targets_C in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
-    ]
-    return torch.cat(nll_N).view(input_ids_BT.shape[0], -1)
+    chunks = zip(hidden_NH.split(TOKENS_PER_CHUNK), targets_N.split(TOKENS_PER_CHUNK), strict=True)
+    nll_N = torch.cat([_chunk_nll(head, hidden_CH, targets_C) for hidden_CH, targets_C in chunks])
+    return nll_N.view(input_ids_BT.shape[0], -1)
+
+
+def _chunk_nll(head: nn.Linear, hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
+    """Negative log-likelihood of some tokens, a part of the vocabulary at a time."""
+    size = max(1, _logits_per_chunk(hidden_CH) // len(hidden_CH))
+    log_sums: list[Tensor] = []
+    target_logits_C = torch.zeros(targets_C.shape, dtype=torch.float32, device=hidden_CH.device)
+    for start in range(0, head.out_features, size):
+        logits_CP = _some_logits(head, hidden_CH, slice(start, start + size)).float()
+        place_C = targets_C - start
+        inside_C = place_C.clamp(0, logits_CP.shape[1] - 1)
+        found_C = logits_CP.gather(1, inside_C[:, None]).squeeze(1)
+        target_logits_C = torch.where(place_C == inside_C, found_C, target_logits_C)
+        # Its one pass is faster than the several of logsumexp.
+        log_sums.append(F.cross_entropy(logits_CP, inside_C, reduction="none") + found_C)
+    return torch.stack(log_sums).logsumexp(0) - target_logits_C
+
+
+def _some_logits(head: nn.Linear, hidden_CH: Tensor, part: slice) -> Tensor:
+    """Logits of a part of the vocabulary, (C, P), in the model's dtype."""
+    weight_PH, bias_P = head.weight[part], None
+    if head.bias is not None:
+        bias_P = head.bias[part]
+    return F.linear(hidden_CH, weight_PH, bias_P)
+
+
+def _logits_per_chunk(hidden_NH: Tensor) -> int:
+    return LOGITS_PER_CHUNK.get(hidden_NH.device.type, LOGITS_PER_CHUNK["cuda"])
 
 
 @torch.no_grad()
@@ -55,7 +86,7 @@ def token_kl(model: PreTrainedModel, input_ids_BT: Tensor, dense_NH: Tensor) -> 
     hidden_NH = predicting_states(model, input_ids_BT)
     head = model.get_output_embeddings()
     # Half as many tokens as for the likelihood, since there are two models' logits.
-    chunk = max(1, LOGITS_PER_CHUNK // (2 * head.weight.shape[0]))
+    chunk = max(1, _logits_per_chunk(hidden_NH) // (2 * head.weight.shape[0]))
     kl_N = [
         F.kl_div(
             head(hidden_CH).float().log_softmax(-1),

@@ -1,18 +1,19 @@
 """The environment that the policy acts on: a frozen language model that answers a mask with a loss.
 
-Shapes: U units, B sequences, T tokens, N tokens of a batch, H hidden.
+Shapes: S mask samples, U units, B sequences, T tokens, N tokens of a batch, H hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking.dense import DenseExecution
 from pgprune_lightning.masking.fingerprint import model_fingerprint
 from pgprune_lightning.masking.frozen_model import (
     load_model_config,
@@ -25,6 +26,10 @@ from pgprune_lightning.masking.model_units import mask_space_of
 from pgprune_lightning.masking.token_loss import predicting_states, token_kl, token_nll
 from pgprune_lightning.plan import BaseModel
 from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
+
+Judge = Literal["cross_entropy", "kl_to_dense"]
+"""What a mask is judged by: the text's own next tokens, or the dense model's distributions."""
 
 
 class FrozenEnvironment:
@@ -53,20 +58,29 @@ class FrozenEnvironment:
         self.space = mask_space_of(
             model_on_meta(load_model_config(source)), unit_kinds, channels_per_unit
         )
-        self._execution: DenseExecution | None = None
+        self._execution: ExecutionChoice | None = None
 
     @property
     def is_loaded(self) -> bool:
         """Whether the weights are there."""
         return self._execution is not None
 
-    def load(self, *, dtype: str, device: torch.device, attention: str) -> None:
+    def load(
+        self,
+        *,
+        dtype: str,
+        device: torch.device,
+        attention: str,
+        execution: ExecutionName = "gathered",
+    ) -> None:
         """Load and freeze the weights.
 
         Args:
             dtype: Name of their type; see `resolve_dtype`.
             device: Where they go.
             attention: Attention implementation of transformers.
+            execution: How masks are executed: `gathered`, `multiplied`, or `auto`, the faster of
+                both in the first passes of `losses_of_masks`.
 
         Raises:
             UserError: If they cannot be loaded.
@@ -74,7 +88,7 @@ class FrozenEnvironment:
         model = open_frozen_model(
             self.source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
         )
-        self._execution = DenseExecution(model, self.space)
+        self._execution = ExecutionChoice(model, self.space, execution)
         self.base_model = BaseModel(
             source=self.source.given,
             model_type=model.config.model_type,
@@ -85,11 +99,20 @@ class FrozenEnvironment:
     @property
     def model(self) -> PreTrainedModel:
         """The dense model."""
-        return self._loaded().model
+        return self._loaded().multiplied.model
+
+    @property
+    def execution(self) -> str | None:
+        """The execution of masks, None while `auto` has not picked one."""
+        return self._loaded().picked
+
+    def restore_execution(self, picked: str | None) -> None:
+        """Go on with what an `auto` picked before; what `load` was told to use stays."""
+        self._loaded().restore(picked)
 
     def masked(self, mask_U: Tensor) -> AbstractContextManager[PreTrainedModel]:
         """The model under a mask, (U,), bool, for the length of a `with` block."""
-        return self._loaded().masked(mask_U)
+        return self._loaded().current.masked(mask_U)
 
     @torch.no_grad()
     def token_nll(self, batch_BT: Tensor, mask_U: Tensor | None) -> Tensor:
@@ -107,15 +130,53 @@ class FrozenEnvironment:
         with self.masked(mask_U) as model:
             return token_nll(model, batch_BT)
 
-    def divergence_from_dense(self, batch_BT: Tensor) -> Callable[[Tensor], Tensor]:
-        """Run the dense model on a batch, once, to compare masked models with it.
+    @torch.no_grad()
+    def losses_of_masks(
+        self, batch_BT: Tensor, masks_SU: Tensor, judge: Judge = "cross_entropy"
+    ) -> Tensor:
+        """Judge each mask by the whole batch.
 
         Args:
             batch_BT: Token ids, (B, T), int64.
+            masks_SU: Which units stay, (S, U), bool.
+            judge: What a mask is judged by; `kl_to_dense` takes one dense forward pass besides.
 
         Returns:
-            Maps a mask, (U,), bool, to KL(dense || masked) in nats per token, (B, T - 1), float32.
+            Mean loss of each mask in nats per token, (S,), float64.
         """
+        loss_under = self._loss_under(batch_BT, judge)
+        losses = []
+        for mask_U in masks_SU:
+            with self._loaded().timed(mask_U):
+                losses.append(loss_under(mask_U).mean())
+        return torch.stack(losses).double()
+
+    @torch.no_grad()
+    def losses_of_sequences(
+        self, batch_BT: Tensor, masks_BU: Tensor, judge: Judge = "cross_entropy"
+    ) -> Tensor:
+        """Judge masks by a sequence each, all in one pass; everything is computed for each.
+
+        Args:
+            batch_BT: Token ids, (B, T), int64.
+            masks_BU: Which units stay for each sequence, (B, U), bool.
+            judge: What a mask is judged by; `kl_to_dense` takes one dense forward pass besides.
+
+        Returns:
+            Mean loss of each sequence under its mask in nats per token, (B,), float64.
+        """
+        dense_NH = predicting_states(self.model, batch_BT) if judge == "kl_to_dense" else None
+        with self._loaded().multiplied.masked_each(masks_BU) as model:
+            if dense_NH is None:
+                loss_BT = token_nll(model, batch_BT)
+            else:
+                loss_BT = token_kl(model, batch_BT, dense_NH)
+        return loss_BT.mean(dim=1).double()
+
+    def _loss_under(self, batch_BT: Tensor, judge: Judge) -> Callable[[Tensor], Tensor]:
+        """What maps a mask to its losses on a batch, in nats per token, (B, T - 1), float32."""
+        if judge == "cross_entropy":
+            return partial(self.token_nll, batch_BT)
         dense_NH = predicting_states(self.model, batch_BT)
 
         def divergence(mask_U: Tensor) -> Tensor:
@@ -124,6 +185,6 @@ class FrozenEnvironment:
 
         return divergence
 
-    def _loaded(self) -> DenseExecution:
+    def _loaded(self) -> ExecutionChoice:
         assert self._execution is not None, "the weights are not loaded"
         return self._execution

@@ -5,9 +5,8 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,7 +35,8 @@ from pgprune_lightning.policy import (
 from pgprune_lightning.training.arguments import check_arguments, check_lr_factors
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
-from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.environment import FrozenEnvironment, Judge
+from pgprune_lightning.training.execution_choice import ExecutionName
 
 
 class PolicyGradientPruning(LightningModule):
@@ -87,6 +87,9 @@ class PolicyGradientPruning(LightningModule):
         dtype: Type of the frozen weights: `bfloat16`, `float16`, `float32`, or `auto` (bfloat16
             where the device computes in it natively). The policy is always float64.
         attention: Attention implementation of transformers (`sdpa`, `eager`, ...).
+        execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
+            everything and multiplies it by the mask, `auto` picks the faster in the first steps.
+            They differ by rounding, so numbers that repeat bit for bit want a named one.
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
@@ -105,7 +108,7 @@ class PolicyGradientPruning(LightningModule):
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
-        loss: Literal["cross_entropy", "kl_to_dense"] = "cross_entropy",
+        loss: Judge = "cross_entropy",
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
         fill_budget: bool = False,
@@ -113,6 +116,7 @@ class PolicyGradientPruning(LightningModule):
         initialization: Initialization = Initialization(),  # noqa: B008 (frozen)
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         attention: str = "sdpa",
+        execution: ExecutionName = "gathered",
         seed: int = 0,
     ) -> None:
         """Check what can be checked without a model."""
@@ -141,6 +145,7 @@ class PolicyGradientPruning(LightningModule):
         self.initialization = initialization
         self.model_dtype = dtype
         self.attention = attention
+        self.execution = execution
         self.seed = seed
 
     # The environment and the first policy.
@@ -191,7 +196,12 @@ class PolicyGradientPruning(LightningModule):
             return
         self._check_before_loading()
         device = self.trainer.strategy.root_device
-        self.environment.load(dtype=self.model_dtype, device=device, attention=self.attention)
+        self.environment.load(
+            dtype=self.model_dtype,
+            device=device,
+            attention=self.attention,
+            execution=self.execution,
+        )
         if self.trainer.ckpt_path is None:
             with torch.no_grad():
                 self.policy.keep_probabilities.copy_(self._start_probabilities())
@@ -260,8 +270,7 @@ class PolicyGradientPruning(LightningModule):
         del batch_idx
         generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
         masks_SU = self.policy.sample(self.num_mask_samples, generator)
-        token_losses = self._token_losses(batch)
-        losses_S = torch.stack([token_losses(mask_U).mean() for mask_U in masks_SU]).double()
+        losses_S = self.environment.losses_of_masks(batch, masks_SU, self.loss)
         self._check_losses(losses_S)
 
         probabilities_U = self.policy.keep_probabilities
@@ -279,12 +288,6 @@ class PolicyGradientPruning(LightningModule):
             "baseline": self.estimator.used_baseline.clone(),
             "gradient_norm": probabilities_U.grad.norm(),
         }
-
-    def _token_losses(self, batch_BT: Tensor) -> Callable[[Tensor], Tensor]:
-        """What maps a mask to its token losses on this batch."""
-        if self.loss == "kl_to_dense":
-            return self.environment.divergence_from_dense(batch_BT)
-        return partial(self.environment.token_nll, batch_BT)
 
     def _check_losses(self, losses_S: Tensor) -> None:
         if bool(losses_S.isfinite().all()):
@@ -311,6 +314,7 @@ class PolicyGradientPruning(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tie the checkpoint to the model it was learned on."""
         checkpoint["base_model"] = asdict(self.environment.base_model)
+        checkpoint["execution"] = self.environment.execution
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model, and forget the batch that an error broke off.
@@ -323,6 +327,7 @@ class PolicyGradientPruning(LightningModule):
                 f"ckpt_path: the policy was learned on {learned_on['source']!r}, whose weights are "
                 f"not those of {given.source!r}. Go on with the model of its run."
             )
+        self.environment.restore_execution(checkpoint.get("execution"))
         loops = checkpoint.get("loops", {})
         if "fit_loop" in loops:
             batches = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]

@@ -24,7 +24,7 @@ from pgprune_lightning.evaluation.zero_shot_tasks import (
     check_zero_shot_tasks,
     local_task_definition,
 )
-from pgprune_lightning.masking import DenseExecution, mask_space_of, token_nll
+from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_nll
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -154,7 +154,7 @@ def test_a_mask_scores_as_the_model_cut_by_it(
     space.view(mask_U, 0, "kv_group").fill_(False)
 
     dense = _measure(model, tokenizer, folder)
-    with DenseExecution(model, space).masked(mask_U):
+    with MultipliedExecution(model, space).masked(mask_U):
         masked = _measure(model, tokenizer, folder)
     assert list(masked) == ["arc_easy", "piqa"]
     assert masked == _measure(cut_model(model, space, mask_U), tokenizer, folder)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BloomConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking import DenseExecution, decoder_layers, mask_space_of, token_nll
+from pgprune_lightning.masking import MultipliedExecution, decoder_layers, mask_space_of, token_nll
 from pgprune_lightning.masking.decoder_family import FAMILIES, family_of
 from pgprune_lightning.masking.frozen_model import model_on_meta
 from pgprune_lightning.policy import MaskSpace
@@ -35,7 +35,7 @@ def logits_of(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
 
 
 def masked_logits(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> Tensor:
-    with DenseExecution(model, space).masked(mask_U) as masked:
+    with MultipliedExecution(model, space).masked(mask_U) as masked:
         return logits_of(masked, random_tokens())
 
 
@@ -84,7 +84,7 @@ def test_all_ones_is_the_untouched_model(
     space = mask_space_of(family_model, **units)
     ones_U = torch.ones(space.num_units, dtype=torch.bool)
     plain, plain_nll = logits_of(family_model, tokens_BT), token_nll(family_model, tokens_BT)
-    with DenseExecution(family_model, space).masked(ones_U) as masked:
+    with MultipliedExecution(family_model, space).masked(ones_U) as masked:
         assert torch.equal(logits_of(masked, tokens_BT), plain)
         assert torch.equal(token_nll(masked, tokens_BT), plain_nll)
 

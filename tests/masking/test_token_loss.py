@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import DenseExecution, mask_space_of, token_loss, token_nll
+from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_loss, token_nll
 from pgprune_lightning.masking.token_loss import predicting_states, token_kl
 from tests.tiny_models import NUM_TOKENS, VOCABULARY, random_tokens
 
@@ -39,22 +42,48 @@ def test_entry_t_belongs_to_token_t_plus_1(family_model: PreTrainedModel) -> Non
             torch.testing.assert_close(nll_BT[sequence, position], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens_per_chunk", [0, 1, 7, 46, 1000])
-def test_chunk_size_does_not_matter(
+class LogitsRecorder(TorchFunctionMode):
+    """Writes down the shapes of what the vocabulary projection makes."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        starts = (self.head.weight.data_ptr(), self.head.weight[-1].data_ptr())
+        if func is F.linear and starts[0] <= args[1].data_ptr() <= starts[1]:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("logits_per_chunk", [0, 1, 46, 500, 7 * VOCABULARY, 10**6])
+@pytest.mark.parametrize("tokens_per_chunk", [1, 7, 1000])
+def test_neither_chunk_nor_part_matters(
     tiny_model: Callable[..., PreTrainedModel],
     monkeypatch: pytest.MonkeyPatch,
+    logits_per_chunk: int,
     tokens_per_chunk: int,
 ) -> None:
+    """Every logit is made once, few at a time, and the losses are those of all at once."""
     model, tokens_BT = tiny_model("llama_gqa"), random_tokens()
-    expected = token_nll(model, tokens_BT)
-    sizes: list[int] = []
-    model.lm_head.register_forward_hook(
-        lambda _module, _arguments, logits: sizes.append(logits.numel() // VOCABULARY)
+    logits_BTV = model(tokens_BT).logits[:, :-1]
+    expected = F.cross_entropy(
+        logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none"
     )
-    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", tokens_per_chunk * VOCABULARY)
-    torch.testing.assert_close(token_nll(model, tokens_BT), expected, rtol=0, atol=1e-6)
-    assert max(sizes) <= max(1, tokens_per_chunk)
-    assert sum(sizes) == 2 * (NUM_TOKENS - 1)
+    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", {"cpu": logits_per_chunk, "cuda": 1})
+    monkeypatch.setattr(token_loss, "TOKENS_PER_CHUNK", tokens_per_chunk)
+    with LogitsRecorder(model.lm_head) as recorder:
+        nll_BT = token_nll(model, tokens_BT)
+    torch.testing.assert_close(nll_BT.flatten(), expected, rtol=0, atol=1e-6)
+    num_tokens = tokens_BT.shape[0] * (NUM_TOKENS - 1)
+    assert sum(tokens * words for tokens, words in recorder.shapes) == num_tokens * VOCABULARY
+    assert max(tokens for tokens, _ in recorder.shapes) == min(num_tokens, tokens_per_chunk)
+    for tokens, words in recorder.shapes:
+        assert tokens * words <= max(tokens, logits_per_chunk)
 
 
 def test_bfloat16_models_give_float32_losses(tiny_model: Callable[..., PreTrainedModel]) -> None:
@@ -77,7 +106,7 @@ def test_no_gradient_is_recorded(tiny_model: Callable[..., PreTrainedModel]) -> 
 def half_masked(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
     space = mask_space_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
-    return DenseExecution(model, space).masked(mask_U)
+    return MultipliedExecution(model, space).masked(mask_U)
 
 
 def test_divergence_is_that_of_all_logits(family_model: PreTrainedModel) -> None:
@@ -124,7 +153,8 @@ def test_chunks_of_the_divergence_hold_the_logits_of_both_models(
         model.lm_head.register_forward_hook(
             lambda _module, _arguments, logits: sizes.append(logits.numel() // VOCABULARY)
         )
-        monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", tokens_per_chunk * VOCABULARY)
+        logits = {"cpu": tokens_per_chunk * VOCABULARY, "cuda": 1}
+        monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", logits)
         torch.testing.assert_close(
             token_kl(masked, tokens_BT, dense_NH), expected, rtol=0, atol=1e-6
         )

@@ -13,18 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import DenseExecution, mask_space_of, token_nll
+from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_nll
 from pgprune_lightning.policy import MaskSpace, UnitKind
-from tests.tiny_models import masks_of, random_tokens
-
-
-def traces_of_masking(model: PreTrainedModel) -> list[str]:
-    """Modules that carry a hook or a replaced forward."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if module._forward_pre_hooks or module._forward_hooks or "forward" in module.__dict__
-    ]
+from tests.tiny_models import masks_of, random_tokens, traces_of_masking
 
 
 @pytest.fixture
@@ -51,7 +42,7 @@ def test_the_model_is_untouched_after_the_block(
     weights = {name: value.clone() for name, value in family_model.state_dict().items()}
     assert not traces_of_masking(family_model)
     for name, mask_U in masks_of(space):
-        with DenseExecution(family_model, space).masked(mask_U) as masked:
+        with MultipliedExecution(family_model, space).masked(mask_U) as masked:
             # Without this the test would pass on masks that never touch the model.
             touched = bool(traces_of_masking(masked))
             token_nll(masked, random_tokens())
@@ -67,13 +58,16 @@ def test_an_exception_in_the_block_leaves_nothing_behind(
 ) -> None:
     mask_U = emptied_mask(space, 1, "kv_group") & emptied_mask(space, 2, "mlp_channel")
     mask_U[0] = False
-    with pytest.raises(RuntimeError, match="inside"), DenseExecution(model, space).masked(mask_U):
+    with (
+        pytest.raises(RuntimeError, match="inside"),
+        MultipliedExecution(model, space).masked(mask_U),
+    ):
         raise RuntimeError("inside")
     assert not traces_of_masking(model)
 
 
 def test_nested_masks_keep_what_both_keep(model: PreTrainedModel, space: MaskSpace) -> None:
-    execution = DenseExecution(model, space)
+    execution = MultipliedExecution(model, space)
     outer_U = emptied_mask(space, 1, "kv_group")
     inner_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.6
     tokens_BT = random_tokens()
@@ -95,13 +89,13 @@ def test_an_emptied_sub_layer_adds_not_even_its_bias(
     sub_layer = layer.self_attn if kind == "kv_group" else layer.mlp
     output = sub_layer.o_proj if kind == "kv_group" else sub_layer.down_proj
     assert output.bias.any()
-    with torch.no_grad(), DenseExecution(model, space).masked(emptied_mask(space, 1, kind)):
+    with torch.no_grad(), MultipliedExecution(model, space).masked(emptied_mask(space, 1, kind)):
         added = sub_layer(torch.ones(1, 3, 32))
     assert not (added[0] if kind == "kv_group" else added).any()
 
 
 def test_a_mask_of_another_length_is_refused(model: PreTrainedModel, space: MaskSpace) -> None:
     too_short_U = torch.zeros(space.num_units - 1, dtype=torch.bool)
-    with pytest.raises(AssertionError), DenseExecution(model, space).masked(too_short_U):
+    with pytest.raises(AssertionError), MultipliedExecution(model, space).masked(too_short_U):
         pass
     assert not traces_of_masking(model)
