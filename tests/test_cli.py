@@ -25,7 +25,7 @@ OPTIONS = {
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_factors lr_schedule num_mask_samples loss estimator probability_bounds fill_budget
-        layer_keep_ratios progressive dtype attention""",
+        layer_keep_ratios progressive dtype attention masks_per""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
