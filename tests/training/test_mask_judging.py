@@ -135,7 +135,7 @@ def test_a_step_of_one_mask_a_sequence_is_this(tiny_run: TinyRun) -> None:
     tiny_run.trainer(max_steps=0, num_sanity_val_steps=0).fit(by_hand, datamodule=datamodule)
     s_U = by_hand.policy.keep_probabilities.detach()
     batch_BT = next(iter(datamodule.train_dataloader()))
-    masks_SU = by_hand.policy.sample(2, mask_generator(by_hand.seed, 0, rank=0))
+    masks_SU = by_hand.estimator.draw(s_U, 2, mask_generator(by_hand.seed, 0, rank=0))
     first, second = (
         by_hand.environment.token_nll(batch_BT[row : row + 1], masks_SU[row]).double().mean()
         for row in range(2)
