@@ -139,7 +139,10 @@ def _measure(
 
 
 def _training_tokens(trainer: Trainer, pl_module: PolicyGradientPruning) -> int:
-    """Tokens that went through the masked model: every mask reads its whole batch."""
+    """Tokens that went through the masked model: so many masks for each sequence of a batch.
+
+    Whether they are those of the other sequences too makes no difference.
+    """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     tokens = datamodule.batch_size * datamodule.block_length * pl_module.num_mask_samples
     return trainer.global_step * trainer.world_size * tokens

@@ -61,6 +61,14 @@ BEFORE_ANYTHING_IS_READ = {
     "no mask": (["--model.num_mask_samples=0"], "num_mask_samples: must be at least 1"),
     "slope 0": (["--model.initialization.slope=0"], "initialization.slope: must be above 0"),
     "window 0": (["--model.estimator.init_args.window=0"], "window", "Give 1 or more"),
+    "odd masks": (
+        [
+            "--model.estimator=pgprune_lightning.policy.Antithetic",
+            "--model.num_mask_samples=3",
+        ],
+        "num_mask_samples: Antithetic",
+        "given 3",
+    ),
     "progressive": (["--model.progressive={{start: 0.5}}"], "start: 0.5 is not above", "0.6"),
     "stage of no step": (
         ["--model.progressive={{steps_per_stage: 0}}"],

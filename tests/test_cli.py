@@ -25,7 +25,7 @@ OPTIONS = {
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_factors lr_schedule num_mask_samples loss estimator probability_bounds fill_budget
-        layer_keep_ratios progressive dtype attention execution""",
+        layer_keep_ratios progressive dtype attention execution masks_per""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -43,6 +43,7 @@ UNITS = {
     "model.layer_keep_ratios": "in [0, 1]",
     "model.lr": "per (nat per token)",
     "model.num_mask_samples": "Masks",
+    "model.masks_per": "masks",
     "model.loss": "nats per token",
     "model.initialization.num_blocks": "sequences",
     "data.block_length": "tokens",
@@ -118,6 +119,37 @@ def test_the_later_config_wins_and_the_rest_stays(tiny_command: TinyCommand) -> 
     assert config["model"]["num_mask_samples"] == 3
     assert config["wandb"]["mode"] == "offline"
     assert not tiny_command.run_dir.exists()
+
+
+NESTED_ESTIMATOR = """
+model:
+  masks_per: sequence
+  num_mask_samples: 1
+  estimator:
+    class_path: pgprune_lightning.policy.LinearSurrogate
+    init_args:
+      ridge: 2.0
+      estimator:
+        class_path: pgprune_lightning.policy.DenseLossControlVariate
+        init_args: {estimator: {class_path: pgprune_lightning.policy.LeaveOneOut}}
+"""
+
+
+def test_estimators_nest(tiny_command: TinyCommand) -> None:
+    overlay = tiny_command.overlay(NESTED_ESTIMATOR)
+    printed = tiny_command("fit", "--config", overlay, "--print_config")
+    assert printed.status == 0, printed.err
+    surrogate = yaml.safe_load(printed.out)["model"]["estimator"]
+    assert surrogate["init_args"]["ridge"] == 2.0
+    dense = surrogate["init_args"]["estimator"]
+    assert dense["class_path"].endswith("DenseLossControlVariate")
+    assert dense["init_args"]["estimator"]["class_path"].endswith("LeaveOneOut")
+    run = tiny_command("fit", "--config", overlay)
+    assert run.status == 0, run.err
+    config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
+    assert config["model"]["estimator"] == surrogate
+    state = torch.load(tiny_command.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "estimator.estimator.moments" in state["state_dict"]
 
 
 def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:

@@ -27,8 +27,8 @@ NO_NUMBER_CHANGES = {
 
 OF_TRAINING = {
     "model": (
-        *("lr", "lr_factors", "lr_schedule", "num_mask_samples", "loss", "estimator"),
-        "progressive",
+        *("lr", "lr_factors", "lr_schedule", "num_mask_samples", "masks_per", "loss"),
+        *("estimator", "progressive"),
     ),
     "data": ("validation",),
 }

@@ -4,8 +4,12 @@ from pgprune_lightning.policy.bernoulli import BernoulliPolicy, mask_generator, 
 from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.constraint import BudgetScope, Constraint
 from pgprune_lightning.policy.estimators import (
+    Antithetic,
+    DenseLossControlVariate,
     GradientEstimator,
     LeaveOneOut,
+    LinearSurrogate,
+    MaskSamples,
     MovingAverageBaseline,
     PlainReinforce,
 )
@@ -14,12 +18,16 @@ from pgprune_lightning.policy.projected_sgd import ProjectedSGD
 from pgprune_lightning.policy.projection import project_onto_budget
 
 __all__ = [
+    "Antithetic",
     "BernoulliPolicy",
     "BudgetScope",
     "Constraint",
+    "DenseLossControlVariate",
     "FeasibleSet",
     "GradientEstimator",
     "LeaveOneOut",
+    "LinearSurrogate",
+    "MaskSamples",
     "MaskSpace",
     "MovingAverageBaseline",
     "PlainReinforce",

@@ -39,12 +39,7 @@ class BernoulliPolicy(nn.Module):
 
         Source: eq. 2.
         """
-        s_U = self.keep_probabilities.detach()
-        # In [0, 1) and in float64, so that s = 0 never keeps a unit and s = 1 always does.
-        uniform_SU = torch.rand(
-            (num_samples, len(s_U)), generator=generator, dtype=s_U.dtype, device=s_U.device
-        )
-        return uniform_SU < s_U
+        return sample_masks(self.keep_probabilities, num_samples, generator)
 
     def score(self, masks_SU: Tensor) -> Tensor:
         """Gradient of the log-probability of masks, (S, U) float64; see `score`."""
@@ -63,6 +58,29 @@ class BernoulliPolicy(nn.Module):
         """
         s_U = self.keep_probabilities
         return torch.where(masks_SU, s_U, 1 - s_U).log().sum(dim=-1)
+
+
+def sample_masks(
+    keep_probabilities_U: Tensor, num_samples: int, generator: torch.Generator
+) -> Tensor:
+    """Draw masks whose units are independent of one another.
+
+    Args:
+        keep_probabilities_U: Probabilities s, (U,) float64, from 0 to 1.
+        num_samples: Number of masks S.
+        generator: Source of the randomness, on the device of the probabilities.
+
+    Returns:
+        Masks, (S, U) bool, True keeps.
+
+    Source: eq. 2.
+    """
+    s_U = keep_probabilities_U.detach()
+    # In [0, 1) and in float64, so that s = 0 never keeps a unit and s = 1 always does.
+    uniform_SU = torch.rand(
+        (num_samples, len(s_U)), generator=generator, dtype=s_U.dtype, device=s_U.device
+    )
+    return uniform_SU < s_U
 
 
 def score(masks_SU: Tensor, keep_probabilities_U: Tensor) -> Tensor:

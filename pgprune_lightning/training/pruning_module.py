@@ -37,6 +37,7 @@ from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressi
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment, Judge
 from pgprune_lightning.training.execution_choice import ExecutionName
+from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
 
 
 class PolicyGradientPruning(LightningModule):
@@ -71,7 +72,12 @@ class PolicyGradientPruning(LightningModule):
             channels, whose steps are then mostly noise.
         lr_schedule: `constant`, as the paper, or `cosine`: from `lr` down to 0 at
             `trainer.max_steps`, as the authors' published code.
-        num_mask_samples: Masks drawn in each step on each rank (N_s); one forward pass each.
+        num_mask_samples: Masks drawn in each step on each rank (N_s), for the batch or for each
+            sequence of it, as `masks_per` says.
+        masks_per: What judges a mask: the whole `batch`, with one forward pass a mask, as the
+            paper; or one `sequence`, so that a batch of B sequences judges B masks for each of
+            `num_mask_samples`, all in one forward pass of as many sequences, which computes what
+            the masks drop too. Masks differ more than texts do, so many of them tell more.
         loss: What a mask is judged by in training, in nats per token: the `cross_entropy` of the
             text, as the paper, or `kl_to_dense`, the divergence KL(dense || masked) of the
             next-token distributions, with one dense forward pass more a step. Validation measures
@@ -108,6 +114,7 @@ class PolicyGradientPruning(LightningModule):
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
+        masks_per: MasksPer = "batch",
         loss: Judge = "cross_entropy",
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
@@ -135,10 +142,10 @@ class PolicyGradientPruning(LightningModule):
         self.lr_factors = lr_factors or {}
         self.lr_schedule = lr_schedule
         self.num_mask_samples = num_mask_samples
-        self.loss = loss
+        self.judging = MaskJudging(num_mask_samples, masks_per, loss)
         # A copy: the default is one object, and its baseline must not pass to the next module.
         self.estimator = copy.deepcopy(estimator)
-        self.estimator.check_mask_samples(num_mask_samples)
+        self.judging.check(self.estimator)
         self.probability_bounds = probability_bounds
         self.fill_budget = fill_budget
         self.progressive = progressive
@@ -205,11 +212,15 @@ class PolicyGradientPruning(LightningModule):
         if self.trainer.ckpt_path is None:
             with torch.no_grad():
                 self.policy.keep_probabilities.copy_(self._start_probabilities())
+        self.estimator.prepare(self.space, self.policy.keep_probabilities.detach())
 
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or too little text, while that is cheap."""
         if self.trainer.state.fn == "fit":
             self.budgets.check_length(self.trainer.max_steps)
+            batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+            if batch_size is not None:
+                self.judging.check(self.estimator, batch_size * self.trainer.world_size)
         if self.trainer.ckpt_path is not None:
             check_checkpoint(self.trainer.ckpt_path, self.space.num_units)
         elif self.initialization.reads_text:
@@ -269,14 +280,12 @@ class PolicyGradientPruning(LightningModule):
         """
         del batch_idx
         generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
-        masks_SU = self.policy.sample(self.num_mask_samples, generator)
-        losses_S = self.environment.losses_of_masks(batch, masks_SU, self.loss)
-        self._check_losses(losses_S)
-
         probabilities_U = self.policy.keep_probabilities
-        gradient_U = self.estimator.estimate(
-            losses_S, masks_SU, probabilities_U.detach(), self._losses_of_all_ranks(losses_S)
+        samples = self.judging.samples(
+            self.environment, batch, probabilities_U.detach(), self.estimator, generator
         )
+        self._check_losses(samples.losses_S)
+        gradient_U = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
         probabilities_U.grad = self._mean_over_ranks(gradient_U) * self.lr_factors_U
         optimizer: Any = self.optimizers()
         optimizer.step()
@@ -284,7 +293,7 @@ class PolicyGradientPruning(LightningModule):
         if schedule is not None:
             schedule.step()
         return {
-            "losses": losses_S,
+            "losses": samples.losses_S,
             "baseline": self.estimator.used_baseline.clone(),
             "gradient_norm": probabilities_U.grad.norm(),
         }
@@ -300,10 +309,10 @@ class PolicyGradientPruning(LightningModule):
             "checkpoint goes on from here with --ckpt_path."
         )
 
-    def _losses_of_all_ranks(self, losses_S: Tensor) -> Tensor:
-        gathered: Any = self.all_gather(losses_S)
-        losses_R: Tensor = gathered.reshape(-1)
-        return losses_R
+    def _rows_of_all_ranks(self, values: Tensor) -> Tensor:
+        gathered: Any = self.all_gather(values)
+        rows: Tensor = gathered.reshape(-1, *values.shape[1:])
+        return rows
 
     def _mean_over_ranks(self, gradient_U: Tensor) -> Tensor:
         # No backward pass touches the parameter, so DDP's own all-reduce never runs.

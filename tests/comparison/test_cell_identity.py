@@ -57,6 +57,7 @@ def _config(model: Path) -> dict[str, Any]:
         ("trainer.max_steps", 10, "learned"),
         ("model.lr", 0.2, "learned"),
         ("model.estimator", {"window": 6}, "learned"),
+        ("model.masks_per", "sequence", "learned"),
         ("data.validation", {"path": "e"}, "learned"),
         ("model.keep_ratio", 0.7, "learned metric slicegpt"),
         ("data.train", {"path": "e"}, "learned metric slicegpt"),

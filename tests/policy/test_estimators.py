@@ -14,6 +14,7 @@ from pgprune_lightning.policy import (
     MovingAverageBaseline,
     PlainReinforce,
 )
+from tests.exact_estimates import mask_samples
 
 U = 4
 MASKS = torch.tensor(list(itertools.product([False, True], repeat=U)))
@@ -35,7 +36,7 @@ def expected_gradient(estimator, num_mask_samples):
     total = torch.zeros(U, dtype=torch.float64)
     for chosen in itertools.product(range(len(MASKS)), repeat=num_mask_samples):
         rows = list(chosen)
-        gradient = copy.deepcopy(estimator).estimate(LOSSES[rows], MASKS[rows], S)
+        gradient = copy.deepcopy(estimator).estimate(mask_samples(LOSSES[rows], MASKS[rows], S))
         total += probabilities[rows].prod() * gradient
     return total
 
@@ -84,7 +85,7 @@ def test_leave_one_out_is_unbiased(num_mask_samples):
 def test_leave_one_out_compares_with_the_mean_of_the_others():
     s = torch.full((1,), 0.5, dtype=torch.float64)  # the score of a kept unit is 2
     masks = torch.tensor([[True], [True], [False]])
-    gradient = LeaveOneOut().estimate(torch.tensor([1.0, 4.0, 7.0]), masks, s)
+    gradient = LeaveOneOut().estimate(mask_samples(torch.tensor([1.0, 4.0, 7.0]), masks, s))
     advantages = [1 - (4 + 7) / 2, 4 - (1 + 7) / 2, 7 - (1 + 4) / 2]
     expected = 2 * (advantages[0] + advantages[1] - advantages[2]) / 3
     assert gradient.item() == pytest.approx(expected, abs=1e-12)
@@ -92,8 +93,10 @@ def test_leave_one_out_compares_with_the_mean_of_the_others():
 
 def test_leave_one_out_cancels_how_difficult_the_text_is():
     easy, hard = LeaveOneOut(), LeaveOneOut()
-    gradient = easy.estimate(LOSSES[:3], MASKS[:3], S)
-    torch.testing.assert_close(hard.estimate(LOSSES[:3] + 100, MASKS[:3], S), gradient)
+    gradient = easy.estimate(mask_samples(LOSSES[:3], MASKS[:3], S))
+    torch.testing.assert_close(
+        hard.estimate(mask_samples(LOSSES[:3] + 100, MASKS[:3], S)), gradient
+    )
 
 
 def test_leave_one_out_needs_another():
@@ -145,7 +148,7 @@ def test_dividing_by_one_sample_less_enlarges_the_gradient(num_mask_samples):
     estimator = PlainReinforce(normalization="samples_minus_one")
     expected = sum(
         probabilities[list(rows)].prod()
-        * estimator.estimate(losses[list(rows)], few[list(rows)], s)
+        * estimator.estimate(mask_samples(losses[list(rows)], few[list(rows)], s))
         for rows in itertools.product(range(len(few)), repeat=num_mask_samples)
     )
     variable = s.clone().requires_grad_()
@@ -182,12 +185,12 @@ def test_scores_of_either_scale_are_these(scale):
     masks = torch.tensor([[True, False, True], [False, False, True]])
     kept, dropped = PlainReinforce(score_scale=scale), PlainReinforce(score_scale=scale)
     divisor = {"variance": 0.16, "standard_deviation": 0.4}[scale]
-    assert kept.estimate(torch.tensor([3.0]), masks[:1], s).tolist() == pytest.approx(
+    assert kept.estimate(mask_samples(torch.tensor([3.0]), masks[:1], s)).tolist() == pytest.approx(
         [3 * 0.8 / divisor, 0, 0]
     )
-    assert dropped.estimate(torch.tensor([3.0]), masks[1:], s).tolist() == pytest.approx(
-        [-3 * 0.2 / divisor, 0, 0]
-    )
+    assert dropped.estimate(
+        mask_samples(torch.tensor([3.0]), masks[1:], s)
+    ).tolist() == pytest.approx([-3 * 0.2 / divisor, 0, 0])
 
 
 def test_one_sample_less_than_one_is_none():
@@ -195,7 +198,7 @@ def test_one_sample_less_than_one_is_none():
     PlainReinforce().check_mask_samples(1)
     estimator.check_mask_samples(2)
     with pytest.raises(UserError, match=r"at least 2 .* given 1"):
-        estimator.estimate(LOSSES[:1], MASKS[:1], S)
+        estimator.estimate(mask_samples(LOSSES[:1], MASKS[:1], S))
 
 
 def test_a_good_baseline_lowers_the_variance():
@@ -203,7 +206,8 @@ def test_a_good_baseline_lowers_the_variance():
 
     def variance(estimator):
         rows = [
-            copy.deepcopy(estimator).estimate(LOSSES[[i]], MASKS[[i]], S) for i in range(len(MASKS))
+            copy.deepcopy(estimator).estimate(mask_samples(LOSSES[[i]], MASKS[[i]], S))
+            for i in range(len(MASKS))
         ]
         return probabilities @ (torch.stack(rows) - exact_gradient()).square().sum(dim=1)
 
@@ -232,7 +236,7 @@ def test_the_baseline_follows_equation_8(options, used, after):
     # Both masks keep the unit at s = 0.5, where the score is 2: the gradient is 2 (mean - used).
     masks, s = torch.tensor([[True], [True]]), torch.tensor([0.5], dtype=torch.float64)
     for losses, baseline_used, baseline_after in zip(STEPS, used, after, strict=True):
-        gradient = estimator.estimate(torch.tensor(losses), masks, s)
+        gradient = estimator.estimate(mask_samples(torch.tensor(losses), masks, s))
         assert gradient.item() == 2 * (sum(losses) / 2 - baseline_used)
         assert estimator.baseline.item() == baseline_after
     assert estimator.num_updates.item() == 3
@@ -241,21 +245,23 @@ def test_the_baseline_follows_equation_8(options, used, after):
 def test_the_baseline_is_shared_between_ranks_and_the_gradient_is_not():
     together, alone = with_baseline(5.0), with_baseline(5.0)
     everyone = LOSSES[:6]
-    gradient = together.estimate(LOSSES[:2], MASKS[:2], S, all_losses_R=everyone)
-    assert gradient.equal(alone.estimate(LOSSES[:2], MASKS[:2], S))
+    gradient = together.estimate(mask_samples(LOSSES[:2], MASKS[:2], S, all_losses_R=everyone))
+    assert gradient.equal(alone.estimate(mask_samples(LOSSES[:2], MASKS[:2], S)))
     torch.testing.assert_close(together.baseline, 0.8 * 5.0 + 0.2 * everyone.mean())
 
 
 def test_state_round_trips_and_the_run_goes_on_alike():
     first, losses = MovingAverageBaseline(), LOSSES[:2]
-    first.estimate(losses, MASKS[:2], S)
+    first.estimate(mask_samples(losses, MASKS[:2], S))
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
     second = MovingAverageBaseline()
     second.load_state_dict(torch.load(file, weights_only=True))
     for rows in ([2, 3], [4, 5]):
-        gradients = [e.estimate(LOSSES[rows], MASKS[rows], S) for e in (first, second)]
+        gradients = [
+            e.estimate(mask_samples(LOSSES[rows], MASKS[rows], S)) for e in (first, second)
+        ]
         assert gradients[0].equal(gradients[1])
     assert second.baseline.equal(first.baseline)
     assert second.num_updates.item() == 3
@@ -264,14 +270,14 @@ def test_state_round_trips_and_the_run_goes_on_alike():
 
 def test_plain_reinforce_learns_nothing():
     estimator = PlainReinforce()
-    estimator.estimate(LOSSES[:2], MASKS[:2], S)
+    estimator.estimate(mask_samples(LOSSES[:2], MASKS[:2], S))
     assert estimator.baseline.item() == 0.0
 
 
 def test_units_at_a_bound_have_no_gradient_and_spoil_no_other():
     s = torch.tensor([0.0, 1.0, 0.5, 0.5], dtype=torch.float64)
     masks = torch.tensor([[False, True, True, False], [False, True, False, False]])
-    gradient = PlainReinforce().estimate(torch.tensor([3.0, 1.0]), masks, s)
+    gradient = PlainReinforce().estimate(mask_samples(torch.tensor([3.0, 1.0]), masks, s))
     assert gradient.tolist() == [0.0, 0.0, 2.0, -4.0]
     assert gradient.dtype == torch.float64
 
@@ -279,7 +285,7 @@ def test_units_at_a_bound_have_no_gradient_and_spoil_no_other():
 def test_a_loss_that_is_not_finite_leaves_the_baseline_alone():
     estimator = with_baseline(5.0)
     with pytest.raises(AssertionError):
-        estimator.estimate(torch.tensor([1.0, float("nan")]), MASKS[:2], S)
+        estimator.estimate(mask_samples(torch.tensor([1.0, float("nan")]), MASKS[:2], S))
     assert estimator.baseline.item() == 5.0
     assert estimator.num_updates.item() == 3
 

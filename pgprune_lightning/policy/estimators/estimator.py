@@ -1,6 +1,6 @@
 """What every gradient estimator has in common.
 
-Shapes: S samples of this rank, R samples of all ranks, U units.
+Shapes: S samples of this rank, U units.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.bernoulli import score
+from pgprune_lightning.policy.bernoulli import sample_masks, score
+from pgprune_lightning.policy.estimators.samples import MaskSamples
+from pgprune_lightning.policy.mask_space import MaskSpace
 
 ScoreScale = Literal["variance", "standard_deviation"]
 Normalization = Literal["samples", "samples_minus_one"]
@@ -19,7 +21,8 @@ Normalization = Literal["samples", "samples_minus_one"]
 class GradientEstimator(nn.Module, ABC):
     """Turns losses of sampled masks into a gradient of the expected loss.
 
-    What it remembers between steps are buffers, so that a checkpoint holds them.
+    What it remembers between steps are buffers, so that a checkpoint holds them. They are the same
+    on all ranks.
 
     Args:
         score_scale: What m - s is divided by: the `variance` s (1 - s), as the paper (eq. 5), or
@@ -37,7 +40,8 @@ class GradientEstimator(nn.Module, ABC):
     baseline: Tensor
     """What the next losses are compared with, a float64 scalar in nats per token."""
     used_baseline: Tensor
-    """What the last estimate's losses were compared with; to be logged, not part of the state."""
+    """What the last estimate's losses were compared with, on average, a float64 scalar in nats per
+    token; to be logged, not part of the state."""
 
     def __init__(
         self,
@@ -51,51 +55,70 @@ class GradientEstimator(nn.Module, ABC):
         self.register_buffer("baseline", zero)
         self.register_buffer("used_baseline", zero.clone(), persistent=False)
 
-    def check_mask_samples(self, num_mask_samples: int) -> None:
-        """Refuse fewer masks a step than the normalization needs.
+    @property
+    def needs_dense_losses(self) -> bool:
+        """Whether the samples must tell the dense model's losses on the same texts."""
+        return False
+
+    def prepare(self, space: MaskSpace, initial_probabilities_U: Tensor) -> None:
+        """Make the state that depends on the units, once, before the first step or a checkpoint.
 
         Args:
-            num_mask_samples: Masks that a rank draws in a step (N_s).
+            space: The units.
+            initial_probabilities_U: Keep-probabilities that the run starts from, (U,) float64; any
+                where a checkpoint restores the state.
+        """
+
+    def check_mask_samples(self, num_mask_samples: int, num_texts: int = 1) -> None:
+        """Refuse fewer masks a step than the estimator needs.
+
+        Args:
+            num_mask_samples: Masks that each text of a rank's step judges (N_s).
+            num_texts: Texts of a step on each rank: 1 where a mask reads the whole batch.
 
         Raises:
             UserError: N_s - 1 would be 0.
         """
-        if self.normalization == "samples_minus_one" and num_mask_samples < 2:
+        if self.normalization == "samples_minus_one" and num_mask_samples * num_texts < 2:
             raise UserError(
                 "num_mask_samples: must be at least 2 with the estimator's normalization "
                 f"samples_minus_one, given {num_mask_samples}."
             )
 
-    @abstractmethod
-    def estimate(
-        self,
-        losses_S: Tensor,
-        masks_SU: Tensor,
-        keep_probabilities_U: Tensor,
-        all_losses_R: Tensor | None = None,
+    def draw(
+        self, keep_probabilities_U: Tensor, num_masks: int, generator: torch.Generator
     ) -> Tensor:
+        """Draw the masks of a step, each for itself.
+
+        Args:
+            keep_probabilities_U: The probabilities, (U,) float64.
+            num_masks: Number of masks S, those of one text after those of another.
+            generator: Source of the randomness, on the device of the probabilities.
+
+        Returns:
+            Masks, (S, U) bool, True keeps.
+
+        Source: eq. 2.
+        """
+        return sample_masks(keep_probabilities_U, num_masks, generator)
+
+    @abstractmethod
+    def estimate(self, samples: MaskSamples) -> Tensor:
         """Estimate the gradient, and learn from the losses for the next step.
 
         Args:
-            losses_S: Loss under each mask, (S,), finite, in nats per token.
-            masks_SU: The masks, (S, U) bool, drawn from `keep_probabilities_U`.
-            keep_probabilities_U: The probabilities, (U,) float64.
-            all_losses_R: Losses of the samples of all ranks, (R,), for what the ranks share;
-                None: `losses_S`, for a single rank.
+            samples: The step's masks and losses.
 
         Returns:
             This rank's estimate of the gradient, (U,) float64; the mean over the ranks is theirs.
         """
 
-    def _reinforce(
-        self, advantages_S: Tensor, masks_SU: Tensor, keep_probabilities_U: Tensor
-    ) -> Tensor:
+    def _reinforce(self, advantages_S: Tensor, samples: MaskSamples) -> Tensor:
         """Average advantage times score over the samples.
 
         Args:
             advantages_S: Loss less baseline under each mask, (S,), in nats per token.
-            masks_SU: The masks, (S, U) bool.
-            keep_probabilities_U: The probabilities that they were drawn from, (U,) float64.
+            samples: The masks.
 
         Returns:
             The gradient, (U,) float64.
@@ -103,10 +126,11 @@ class GradientEstimator(nn.Module, ABC):
         Source: the bracket of eq. 7.
         """
         num_samples = len(advantages_S)
-        assert advantages_S.shape == masks_SU.shape[:1], (advantages_S.shape, masks_SU.shape)
-        self.check_mask_samples(num_samples)
-        score_SU = score(masks_SU, keep_probabilities_U)
+        assert advantages_S.shape == samples.masks_SU.shape[:1], advantages_S.shape
+        GradientEstimator.check_mask_samples(self, num_samples)
+        s_U = samples.keep_probabilities_U
+        score_SU = score(samples.masks_SU, s_U)
         if self.score_scale == "standard_deviation":
-            score_SU = score_SU * (keep_probabilities_U * (1 - keep_probabilities_U)).sqrt()
+            score_SU = score_SU * (s_U * (1 - s_U)).sqrt()
         divisor = num_samples - (self.normalization == "samples_minus_one")
         return advantages_S.double() @ score_SU / divisor

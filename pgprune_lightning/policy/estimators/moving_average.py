@@ -1,6 +1,6 @@
 """REINFORCE with a moving-average baseline, the paper's estimator.
 
-Shapes: S samples of this rank, R samples of all ranks, U units.
+Shapes: S samples of this rank, R samples of all ranks.
 """
 
 from typing import Literal
@@ -14,6 +14,7 @@ from pgprune_lightning.policy.estimators.estimator import (
     Normalization,
     ScoreScale,
 )
+from pgprune_lightning.policy.estimators.samples import MaskSamples
 
 
 class MovingAverageBaseline(GradientEstimator):
@@ -57,16 +58,10 @@ class MovingAverageBaseline(GradientEstimator):
         self.order = order
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
-    def estimate(
-        self,
-        losses_S: Tensor,
-        masks_SU: Tensor,
-        keep_probabilities_U: Tensor,
-        all_losses_R: Tensor | None = None,
-    ) -> Tensor:
+    def estimate(self, samples: MaskSamples) -> Tensor:
         """Estimate the gradient and update the baseline. See `GradientEstimator.estimate`."""
-        losses_S = losses_S.detach().double()
-        mean_loss = losses_S.mean() if all_losses_R is None else all_losses_R.double().mean()
+        losses_S = samples.losses_S.detach().double()
+        mean_loss = samples.losses_R.mean()
         assert bool(mean_loss.isfinite()), "a loss that is not finite would spoil the baseline"
 
         baseline = self.baseline.clone()
@@ -78,4 +73,4 @@ class MovingAverageBaseline(GradientEstimator):
 
         used = baseline if self.order == "use_then_update" else updated
         self.used_baseline.copy_(used)
-        return self._reinforce(losses_S - used, masks_SU, keep_probabilities_U)
+        return self._reinforce(losses_S - used, samples)

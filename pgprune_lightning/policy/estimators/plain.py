@@ -1,11 +1,9 @@
-"""REINFORCE without a baseline.
-
-Shapes: S samples of this rank, R samples of all ranks, U units.
-"""
+"""REINFORCE without a baseline."""
 
 from torch import Tensor
 
 from pgprune_lightning.policy.estimators.estimator import GradientEstimator
+from pgprune_lightning.policy.estimators.samples import MaskSamples
 
 
 class PlainReinforce(GradientEstimator):
@@ -16,12 +14,6 @@ class PlainReinforce(GradientEstimator):
     Source: eqs. 5 and 6, averaged over the samples; the ablation of table A8.
     """
 
-    def estimate(
-        self,
-        losses_S: Tensor,
-        masks_SU: Tensor,
-        keep_probabilities_U: Tensor,
-        all_losses_R: Tensor | None = None,
-    ) -> Tensor:
+    def estimate(self, samples: MaskSamples) -> Tensor:
         """Estimate the gradient; nothing is remembered. See `GradientEstimator.estimate`."""
-        return self._reinforce(losses_S, masks_SU, keep_probabilities_U)
+        return self._reinforce(samples.losses_S, samples)
