@@ -1,6 +1,7 @@
-"""Reading the policy out of a checkpoint, to refuse a wrong one before a model is loaded."""
+"""What a checkpoint holds besides Lightning's own, and what makes it the wrong one."""
 
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.plan import BaseModel
 
 _POLICY = "policy.keep_probabilities"
 
@@ -64,3 +66,33 @@ def check_checkpoint(ckpt_path: str | Path, num_units: int) -> None:
             f"model.unit_kinds give {num_units}. Go on with the config of the run that wrote it, "
             "RUN_DIR/config.yaml."
         )
+
+
+def tie_to_model(checkpoint: dict[str, Any], base_model: BaseModel) -> None:
+    """Write into a checkpoint which model its policy is learned on."""
+    checkpoint["base_model"] = asdict(base_model)
+
+
+def check_model(checkpoint: dict[str, Any], base_model: BaseModel) -> None:
+    """Refuse the checkpoint of a policy that was learned on another model.
+
+    Raises:
+        UserError: If it was.
+    """
+    learned_on = checkpoint["base_model"]
+    if learned_on["fingerprint"] != base_model.fingerprint:
+        raise UserError(
+            f"ckpt_path: the policy was learned on {learned_on['source']!r}, whose weights are "
+            f"not those of {base_model.source!r}. Go on with the model of its run."
+        )
+
+
+def forget_broken_batch(checkpoint: dict[str, Any]) -> None:
+    """Let a run that goes on count only the batches whose step was taken.
+
+    One that an error broke off would shift all later validations.
+    """
+    loops = checkpoint.get("loops", {})
+    if "fit_loop" in loops:
+        batches = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
+        batches["ready"] = checkpoint["global_step"]

@@ -5,29 +5,22 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.initialization import Initialization, initial_probabilities
-from pgprune_lightning.initialization.from_plan import load_start_plan
-from pgprune_lightning.initialization.metric import MetricInputs
+from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.model_source import resolve_model_source
-from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import (
     BernoulliPolicy,
     BudgetScope,
-    FeasibleSet,
     GradientEstimator,
-    MaskSpace,
     MovingAverageBaseline,
     ProjectedSGD,
     UnitKind,
@@ -37,9 +30,11 @@ from pgprune_lightning.training.arguments import check_arguments, check_lr_facto
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.policy_module import PolicyModule
+from pgprune_lightning.training.starting_point import StartingPoint
 
 
-class PolicyGradientPruning(LightningModule):
+class PolicyGradientPruning(PolicyModule):
     """Learns which units of a frozen language model to keep, with forward passes only.
 
     Each training step draws masks from the policy, reads the masked model's loss on a batch,
@@ -169,21 +164,7 @@ class PolicyGradientPruning(LightningModule):
         for kind, factor in self.lr_factors.items():
             factors_U[self.space.units_of(kind)] = factor
         self.register_buffer("lr_factors_U", factors_U, persistent=False)
-        self.initialization.check_units(self.space)
-        plan = self.initialization.plan
-        self.start_plan = (
-            None if plan is None else load_start_plan(plan, self.space, self.source.given)
-        )
-
-    @property
-    def space(self) -> MaskSpace:
-        """The units, known after `setup`."""
-        return self.environment.space
-
-    @property
-    def feasible_set(self) -> FeasibleSet:
-        """What the policy must lie in at this step, known after `setup`."""
-        return self.budgets.at(self.global_step).feasible_set
+        self.starting_point = StartingPoint(self.initialization, self.space, self.source.given)
 
     def configure_model(self) -> None:
         """Load and freeze the model; on a fresh start, initialise the policy with its help."""
@@ -193,8 +174,12 @@ class PolicyGradientPruning(LightningModule):
         device = self.trainer.strategy.root_device
         self.environment.load(dtype=self.model_dtype, device=device, attention=self.attention)
         if self.trainer.ckpt_path is None:
+            batches = self.starting_point.batches_of(self.trainer)
+            start_U = self.starting_point.probabilities(
+                self.environment, self.feasible_set, batches, self.seed
+            )
             with torch.no_grad():
-                self.policy.keep_probabilities.copy_(self._start_probabilities())
+                self.policy.keep_probabilities.copy_(start_U)
 
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or too little text, while that is cheap."""
@@ -202,32 +187,8 @@ class PolicyGradientPruning(LightningModule):
             self.budgets.check_length(self.trainer.max_steps)
         if self.trainer.ckpt_path is not None:
             check_checkpoint(self.trainer.ckpt_path, self.space.num_units)
-        elif self.initialization.reads_text:
-            self._calibration_batches()
-
-    def _start_probabilities(self) -> Tensor:
-        if self.start_plan is not None:
-            base_model = self.environment.base_model
-            self.start_plan.check_base_model(base_model.fingerprint, base_model.source)
-            return self.feasible_set.project(self.start_plan.keep_probabilities_U)
-        inputs = MetricInputs(
-            model=self.environment.model,
-            space=self.space,
-            calibration_batches=self._calibration_batches,
-            seed=self.seed,
-        )
-        return initial_probabilities(self.initialization, inputs, self.feasible_set)
-
-    def _calibration_batches(self) -> Iterable[Tensor]:
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
-            raise UserError(
-                "The initial metric needs calibration data: give the Trainer a datamodule."
-            )
-        batches: Iterable[Tensor] = datamodule.calibration_batches(
-            self.initialization.num_blocks, datamodule.batch_size
-        )
-        return batches
+        else:
+            self.starting_point.check_text(self.trainer)
 
     # The update.
 
@@ -307,73 +268,3 @@ class PolicyGradientPruning(LightningModule):
         reduced: Any = self.trainer.strategy.reduce(gradient_U, reduce_op="mean")
         mean_U: Tensor = reduced
         return mean_U
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tie the checkpoint to the model it was learned on."""
-        checkpoint["base_model"] = asdict(self.environment.base_model)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another model, and forget the batch that an error broke off.
-
-        That batch would shift all later validations.
-        """
-        learned_on, given = checkpoint["base_model"], self.environment.base_model
-        if learned_on["fingerprint"] != given.fingerprint:
-            raise UserError(
-                f"ckpt_path: the policy was learned on {learned_on['source']!r}, whose weights are "
-                f"not those of {given.source!r}. Go on with the model of its run."
-            )
-        loops = checkpoint.get("loops", {})
-        if "fit_loop" in loops:
-            batches = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
-            batches["ready"] = checkpoint["global_step"]
-
-    # Measuring masks.
-
-    def current_mask(self) -> Tensor:
-        """The deterministic mask of the policy, (U,), bool: the top of s, exactly the budget.
-
-        Which budget that is, `BudgetSchedule.measured_at` says.
-        """
-        feasible_set = self.budgets.measured_at(self.global_step).feasible_set
-        return feasible_set.deterministic_mask(self.policy.keep_probabilities.detach())
-
-    def on_validation_epoch_start(self) -> None:
-        """Fix the mask for the whole evaluation."""
-        self._evaluated_mask_U = self.current_mask()
-
-    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Token losses of the deterministic mask, (B, T - 1), nats."""
-        del batch_idx, dataloader_idx
-        return self.environment.token_nll(batch, self._evaluated_mask_U)
-
-    def on_test_epoch_start(self) -> None:
-        """Fix the mask for the whole evaluation."""
-        self._evaluated_mask_U = self.current_mask()
-
-    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Token losses of the deterministic mask, (B, T - 1), nats."""
-        del batch_idx, dataloader_idx
-        return self.environment.token_nll(batch, self._evaluated_mask_U)
-
-    def current_plan(self) -> PruningPlan:
-        """The pruning plan of the policy as it is now, not validated."""
-        keep_ratio = self.budgets.measured_at(self.global_step).keep_ratio
-        return PruningPlan(
-            base_model=self.environment.base_model,
-            space=self.space,
-            keep_probabilities_U=self.policy.keep_probabilities.detach().cpu().clone(),
-            mask_U=self.current_mask().cpu(),
-            budget=self.target_budget | {"keep_ratio": keep_ratio},
-            step=self.global_step,
-        )
-
-    @property
-    def target_budget(self) -> dict[str, Any]:
-        """The budget of the finished run, as plans describe it."""
-        return {
-            "keep_ratio": self.keep_ratio,
-            "scope": self.budget,
-            "protected_layers": list(self.protected_layers),
-            "layer_keep_ratios": list(self.layer_keep_ratios),
-        }
