@@ -10,18 +10,19 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import BaseModel
+from pgprune_lightning.policy import MaskPolicy
 
-_POLICY = "policy.keep_probabilities"
+_POLICY = "policy."
 
 
-def read_policy(ckpt_path: str | Path) -> Tensor:
-    """Read the keep-probabilities of a checkpoint.
+def read_policy(ckpt_path: str | Path) -> dict[str, Tensor]:
+    """Read the state of a checkpoint's policy.
 
     Args:
         ckpt_path: A checkpoint that a run has written.
 
     Returns:
-        Keep-probabilities, (U,), float64, on the CPU.
+        Its parameters and buffers, on the CPU; `keep_probabilities`, (U,), float64, is one of them.
 
     Raises:
         UserError: If the file is missing, damaged, or no checkpoint of this program.
@@ -34,7 +35,8 @@ def read_policy(ckpt_path: str | Path) -> Tensor:
         )
     try:
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-        policy_U = checkpoint["state_dict"][_POLICY]
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        state[_POLICY + "keep_probabilities"]  # every policy has them
         checkpoint["base_model"]["fingerprint"]  # what ties it to a model; read when it is restored
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(
@@ -45,26 +47,35 @@ def read_policy(ckpt_path: str | Path) -> Tensor:
         raise UserError(
             f"ckpt_path: {path} holds no pruning policy; give a checkpoint that this program wrote."
         ) from error
-    assert isinstance(policy_U, Tensor)
-    return policy_U
+    return {
+        name.removeprefix(_POLICY): tensor
+        for name, tensor in state.items()
+        if name.startswith(_POLICY)
+    }
 
 
-def check_checkpoint(ckpt_path: str | Path, num_units: int) -> None:
-    """Refuse the checkpoint of a policy over other units.
+def check_checkpoint(ckpt_path: str | Path, policy: MaskPolicy) -> None:
+    """Refuse the checkpoint of a policy over other units, or of another kind.
 
     Args:
         ckpt_path: The checkpoint.
-        num_units: Units of the policy that is to take its state.
+        policy: The prepared policy that is to take its state.
 
     Raises:
-        UserError: If it is missing, damaged or of another number of units.
+        UserError: If it is missing, damaged or of another policy.
     """
-    found = read_policy(ckpt_path).numel()
+    state, expected = read_policy(ckpt_path), policy.state_dict()
+    found, num_units = (len(s["keep_probabilities"]) for s in (state, expected))
+    config = "Go on with the config of the run that wrote it, RUN_DIR/config.yaml."
     if found != num_units:
         raise UserError(
             f"ckpt_path: {ckpt_path} holds a policy over {found} units, but model.base_model and "
-            f"model.unit_kinds give {num_units}. Go on with the config of the run that wrote it, "
-            "RUN_DIR/config.yaml."
+            f"model.unit_kinds give {num_units}. {config}"
+        )
+    if {name: t.shape for name, t in state.items()} != {n: t.shape for n, t in expected.items()}:
+        raise UserError(
+            f"ckpt_path: {ckpt_path} holds another policy than this model.policy, "
+            f"{type(policy).__name__}: its state is {', '.join(state)}. {config}"
         )
 
 

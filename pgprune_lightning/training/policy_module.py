@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import BernoulliPolicy, BudgetScope, FeasibleSet, MaskSpace
+from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, MaskSpace
 from pgprune_lightning.training.budget_schedule import BudgetSchedule
 from pgprune_lightning.training.checkpoint_file import (
     check_model,
@@ -32,7 +32,7 @@ class PolicyModule(LightningModule):
     layer_keep_ratios: tuple[float, float]
     environment: FrozenEnvironment
     budgets: BudgetSchedule
-    policy: BernoulliPolicy
+    policy: MaskPolicy
 
     @property
     def space(self) -> MaskSpace:
@@ -47,12 +47,12 @@ class PolicyModule(LightningModule):
     # Masks, measured on validation and test texts.
 
     def current_mask(self) -> Tensor:
-        """The deterministic mask of the policy, (U,), bool: the top of s, exactly the budget.
+        """The deterministic mask of the policy, (U,), bool: its top units, exactly the budget.
 
         Which budget that is, `BudgetSchedule.measured_at` says.
         """
         feasible_set = self.budgets.measured_at(self.global_step).feasible_set
-        return feasible_set.deterministic_mask(self.policy.keep_probabilities.detach())
+        return feasible_set.deterministic_mask(self.policy.ranking)
 
     def on_validation_epoch_start(self) -> None:
         """Fix the mask for the whole evaluation."""

@@ -18,11 +18,14 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.policy import (
-    BernoulliPolicy,
     BudgetScope,
+    FreeProbabilities,
     GradientEstimator,
+    MaskPolicy,
     MovingAverageBaseline,
+    PolicyUpdate,
     ProjectedSGD,
+    StepRule,
     UnitKind,
     mask_generator,
 )
@@ -32,6 +35,9 @@ from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
+
+UpdateFactory = Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate]
+"""Makes an update of a policy, its step size, what settles it, and what the step size means."""
 
 
 class PolicyGradientPruning(PolicyModule):
@@ -60,9 +66,14 @@ class PolicyGradientPruning(PolicyModule):
             each layer that is not protected, in every mask and in expectation, rounded to whole
             units. Must enclose what the budget (of every stage, if `progressive`) leaves to these
             layers on average. Only for kinds with several units a layer.
-        lr: Step size of projected SGD, in probability per (nat per token) of gradient.
-        lr_factors: Factors on `lr` by unit kind, such as {mlp_channel: 0.1}; 1 for kinds left out.
-            Losses tell far more of each of a hundred heads than of each of fifty thousand
+        lr: Step size. Of projected SGD on free probabilities in probability per (nat per token) of
+            gradient; of Adam about the change of a parameter in a step, in probability or logits;
+            with `lr_rule: rms_change` the change of the probabilities.
+        lr_rule: What `lr` measures: `fixed`, the step of the parameters; `rms_change`, the root
+            mean square change of the keep-probabilities in a step, in probability, which means the
+            same for a model of 10^3 and one of 10^6 units.
+        lr_factors: Factors on the step by unit kind, such as {mlp_channel: 0.1}; 1 for kinds left
+            out. Losses tell far more of each of a hundred heads than of each of fifty thousand
             channels, whose steps are then mostly noise.
         lr_schedule: `constant`, as the paper, or `cosine`: from `lr` down to 0 at
             `trainer.max_steps`, as the authors' published code.
@@ -71,6 +82,11 @@ class PolicyGradientPruning(PolicyModule):
             text, as the paper, or `kl_to_dense`, the divergence KL(dense || masked) of the
             next-token distributions, with one dense forward pass more a step. Validation measures
             perplexity either way.
+        policy: What is learned: a free probability a unit (`FreeProbabilities`, the paper's), a
+            free logit (`FreeLogits`), or an offset and slopes on metrics for each layer and kind
+            (`StructuredLogits`), which can let free logits join later.
+        update: How a gradient becomes a step: `ProjectedSGD` (the paper's, with optional
+            momentum), `Adam` or `NaturalGradient`. Every step ends on the budget.
         estimator: How losses become a gradient, with its baseline.
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
             where a unit that reaches either is never reconsidered.
@@ -85,8 +101,6 @@ class PolicyGradientPruning(PolicyModule):
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
-    lr_factors_U: Tensor
-
     def __init__(
         self,
         base_model: str,
@@ -97,10 +111,13 @@ class PolicyGradientPruning(PolicyModule):
         protected_layers: list[int] = [],  # noqa: B006 (read only)
         layer_keep_ratios: tuple[float, float] = (0.0, 1.0),
         lr: float = 2e-3,
+        lr_rule: StepRule = "fixed",
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
         loss: Literal["cross_entropy", "kl_to_dense"] = "cross_entropy",
+        policy: MaskPolicy = lazy_instance(FreeProbabilities),
+        update: UpdateFactory = ProjectedSGD,
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
         fill_budget: bool = False,
@@ -123,11 +140,14 @@ class PolicyGradientPruning(PolicyModule):
         self.protected_layers = protected_layers
         self.layer_keep_ratios = layer_keep_ratios
         self.lr = lr
+        self.lr_rule: StepRule = lr_rule
         self.lr_factors = lr_factors or {}
         self.lr_schedule = lr_schedule
         self.num_mask_samples = num_mask_samples
         self.loss = loss
-        # A copy: the default is one object, and its baseline must not pass to the next module.
+        # Copies: the defaults are one object each, whose state must not pass to the next module.
+        self.policy = copy.deepcopy(policy)
+        self.make_update = update
         self.estimator = copy.deepcopy(estimator)
         self.estimator.check_mask_samples(num_mask_samples)
         self.probability_bounds = probability_bounds
@@ -158,13 +178,13 @@ class PolicyGradientPruning(PolicyModule):
             fill=self.fill_budget,
             layer_keep_ratios=self.layer_keep_ratios,
         )
-        start_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
-        self.policy = BernoulliPolicy(self.feasible_set.project(start_U))
-        factors_U = torch.ones_like(start_U)
-        for kind, factor in self.lr_factors.items():
-            factors_U[self.space.units_of(kind)] = factor
-        self.register_buffer("lr_factors_U", factors_U, persistent=False)
-        self.starting_point = StartingPoint(self.initialization, self.space, self.source.given)
+        self.policy.prepare(self.space, self.lr_factors)
+        self.starting_point = StartingPoint(
+            self.initialization, self.space, self.source.given, self.policy.feature_names
+        )
+        even_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
+        self.policy.start_from(self.feasible_set.project(even_U), self.feasible_set)
+        self._new_update()  # refuses wrong options now
 
     def configure_model(self) -> None:
         """Load and freeze the model; on a fresh start, initialise the policy with its help."""
@@ -175,27 +195,25 @@ class PolicyGradientPruning(PolicyModule):
         self.environment.load(dtype=self.model_dtype, device=device, attention=self.attention)
         if self.trainer.ckpt_path is None:
             batches = self.starting_point.batches_of(self.trainer)
-            start_U = self.starting_point.probabilities(
-                self.environment, self.feasible_set, batches, self.seed
+            self.starting_point.start(
+                self.policy, self.environment, self.feasible_set, batches, self.seed
             )
-            with torch.no_grad():
-                self.policy.keep_probabilities.copy_(start_U)
 
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or too little text, while that is cheap."""
         if self.trainer.state.fn == "fit":
             self.budgets.check_length(self.trainer.max_steps)
+            self.policy.check_length(self.trainer.max_steps)
         if self.trainer.ckpt_path is not None:
-            check_checkpoint(self.trainer.ckpt_path, self.space.num_units)
+            check_checkpoint(self.trainer.ckpt_path, self.policy)
         else:
             self.starting_point.check_text(self.trainer)
 
     # The update.
 
-    def configure_optimizers(self) -> tuple[list[ProjectedSGD], list[CosineAnnealingLR]]:
-        """Projected SGD on the keep-probabilities (eqs. 6 and 7), with the schedule of its step."""
-        parameters = [self.policy.keep_probabilities]
-        optimizer = ProjectedSGD(parameters, lr=self.lr, projection=self._project_step)
+    def configure_optimizers(self) -> tuple[list[PolicyUpdate], list[CosineAnnealingLR]]:
+        """The update (by default eqs. 6 and 7), with the schedule of its step."""
+        optimizer = self._new_update()
         if self.lr_schedule == "constant":
             return [optimizer], []
         steps = self.trainer.max_steps
@@ -203,9 +221,13 @@ class PolicyGradientPruning(PolicyModule):
             raise UserError("lr_schedule: cosine ends at trainer.max_steps, which is not set.")
         return [optimizer], [CosineAnnealingLR(optimizer, T_max=steps)]
 
-    def _project_step(self, z_U: Tensor) -> Tensor:
+    def _new_update(self) -> PolicyUpdate:
+        return self.make_update(self.policy, self.lr, self._settle, self.lr_rule)
+
+    def _settle(self) -> None:
         # Onto the budget of the step that comes: this one is counted only when it is done.
-        return self.budgets.at(self.global_step + 1).feasible_set.project(z_U)
+        step = self.global_step + 1
+        self.policy.after_step(self.budgets.at(step).feasible_set, step)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Draw masks, read their losses, estimate the gradient, step and project.
@@ -216,7 +238,7 @@ class PolicyGradientPruning(PolicyModule):
 
         Returns:
             What callbacks may look at: `losses` (S,), nats per token; `baseline`, nats per token,
-            as it was subtracted; `gradient_norm`.
+            as it was subtracted; `gradient_norm`, of the probabilities, times `lr_factors`.
         """
         del batch_idx
         generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
@@ -229,7 +251,8 @@ class PolicyGradientPruning(PolicyModule):
         gradient_U = self.estimator.estimate(
             losses_S, masks_SU, probabilities_U.detach(), self._losses_of_all_ranks(losses_S)
         )
-        probabilities_U.grad = self._mean_over_ranks(gradient_U) * self.lr_factors_U
+        gradient_U = self._mean_over_ranks(gradient_U)
+        self.policy.assign_gradient(gradient_U, self.feasible_set, self.global_step)
         optimizer: Any = self.optimizers()
         optimizer.step()
         schedule: Any = self.lr_schedulers()
@@ -238,7 +261,7 @@ class PolicyGradientPruning(PolicyModule):
         return {
             "losses": losses_S,
             "baseline": self.estimator.used_baseline.clone(),
-            "gradient_norm": probabilities_U.grad.norm(),
+            "gradient_norm": (gradient_U * self.policy.lr_factors_U).norm(),
         }
 
     def _token_losses(self, batch_BT: Tensor) -> Callable[[Tensor], Tensor]:

@@ -5,16 +5,26 @@ Shapes: U units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.initialization import Initialization, initial_probabilities
+from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.initialization.features import (
+    check_features,
+    features_read_text,
+    measure_features,
+)
 from pgprune_lightning.initialization.from_plan import load_start_plan
+from pgprune_lightning.initialization.initial_policy import (
+    normalized_importance,
+    probabilities_of,
+)
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, MaskPolicy, MaskSpace
+from pgprune_lightning.policy.budgeted_logits import logits_of
 from pgprune_lightning.training.environment import FrozenEnvironment
 
 
@@ -25,13 +35,22 @@ class StartingPoint:
         initialization: How the first probabilities are found.
         space: The units.
         base_model: The model, as the user named it.
+        feature_names: Further metrics that the policy asks for.
 
     Raises:
-        UserError: If the metric cannot measure a kind, or a plan or scores are for other units.
+        UserError: If a metric cannot measure a kind, or a plan or scores are for other units.
     """
 
-    def __init__(self, initialization: Initialization, space: MaskSpace, base_model: str) -> None:
+    def __init__(
+        self,
+        initialization: Initialization,
+        space: MaskSpace,
+        base_model: str,
+        feature_names: Sequence[str] = (),
+    ) -> None:
         initialization.check_units(space)
+        check_features(feature_names, space)
+        self.feature_names = feature_names
         self.initialization = initialization
         plan = initialization.plan
         self.plan = None if plan is None else load_start_plan(plan, space, base_model)
@@ -42,36 +61,46 @@ class StartingPoint:
         Raises:
             UserError: If there is too little.
         """
-        if self.initialization.reads_text:
+        if self.initialization.reads_text or features_read_text(self.feature_names):
             self.batches_of(trainer)()
 
-    def probabilities(
+    def start(
         self,
+        policy: MaskPolicy,
         environment: FrozenEnvironment,
         feasible_set: FeasibleSet,
         batches: Callable[[], Iterable[Tensor]],
         seed: int,
-    ) -> Tensor:
-        """Find the first keep-probabilities with the help of the loaded model.
+    ) -> None:
+        """Set a policy to where it starts, with the help of the loaded model.
 
         Args:
+            policy: The policy, prepared.
             environment: The loaded model and its units.
             feasible_set: Budget and bounds.
             batches: Called to get the calibration batches.
             seed: For metrics that draw.
 
-        Returns:
-            Keep-probabilities, (U,), float64, CPU.
-
         Raises:
-            UserError: If a plan is another model's, or the metric is not finite.
+            UserError: If a plan is another model's, or a metric is not finite.
         """
-        if self.plan is not None:
+        options = self.initialization
+        inputs = MetricInputs(environment.model, environment.space, batches, seed)
+        if self.plan is None:
+            metric_U = normalized_importance(options, inputs)
+            start_U = probabilities_of(options, metric_U, feasible_set)
+        else:
             base_model = environment.base_model
             self.plan.check_base_model(base_model.fingerprint, base_model.source)
-            return feasible_set.project(self.plan.keep_probabilities_U)
-        inputs = MetricInputs(environment.model, environment.space, batches, seed)
-        return initial_probabilities(self.initialization, inputs, feasible_set)
+            start_U = feasible_set.project(self.plan.keep_probabilities_U)
+        if policy.feature_names:
+            initial_U, slope = logits_of(start_U, feasible_set), 1.0
+            if self.plan is None and options.projection == "sigmoid_norm":
+                initial_U, slope = metric_U, options.slope
+            names, normalization = policy.feature_names, options.normalization
+            features_FU = measure_features(names, initial_U, normalization, inputs)
+            policy.take_features(features_FU, slope)
+        policy.start_from(start_U, feasible_set)
 
     def batches_of(self, trainer: Any) -> Callable[[], Iterable[Tensor]]:
         """What reads the calibration batches of a Trainer's data module."""
