@@ -84,7 +84,9 @@ class MaskCheckpoint(Callback):
             self.best_perplexity, self.best_step = perplexity, best.step
 
     def _is_better(self, perplexity: float) -> bool:
-        return perplexity < self.best_perplexity or math.isnan(self.best_perplexity)
+        if math.isnan(self.best_perplexity):
+            return not math.isnan(perplexity)
+        return perplexity < self.best_perplexity
 
     def _save(self, trainer: Trainer, plan: PruningPlan, name: str) -> None:
         if trainer.is_global_zero:

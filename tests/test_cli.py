@@ -24,8 +24,8 @@ OPTIONS = {
     "": "config seed_everything run_dir existing_run ckpt_path",
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
-        lr lr_factors lr_schedule num_mask_samples loss estimator probability_bounds fill_budget
-        layer_keep_ratios progressive dtype attention execution masks_per""",
+        lr lr_rule lr_factors lr_schedule num_mask_samples masks_per loss policy update estimator
+        probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size

@@ -126,7 +126,7 @@ class Initialization:
         if self.scores is not None:
             load_scores(self.scores, space)
         elif self.plan is None:
-            _check_kinds(self.metric, space)
+            check_kinds(self.metric, space)
 
 
 def initial_probabilities(
@@ -146,8 +146,13 @@ def initial_probabilities(
         UserError: If the metric cannot measure a kind, or is not finite, which broken weights or
             activations cause.
     """
-    metric_U = _importance(options, inputs)
-    normalized_U = normalize_metric(metric_U, inputs.space, options.normalization)
+    return probabilities_of(options, normalized_importance(options, inputs), feasible_set)
+
+
+def probabilities_of(
+    options: Initialization, normalized_U: Tensor, feasible_set: FeasibleSet
+) -> Tensor:
+    """Turn a normalised metric, (U,), into a feasible policy, (U,), float64, CPU."""
     if options.projection == "score_const":
         return score_const(normalized_U, feasible_set, constant=options.constant)
     return sigmoid_norm(
@@ -158,20 +163,42 @@ def initial_probabilities(
     )
 
 
-def _importance(options: Initialization, inputs: MetricInputs) -> Tensor:
+def normalized_importance(options: Initialization, inputs: MetricInputs) -> Tensor:
+    """Measure the metric, or read the scores, and normalise, (U,), float64, CPU.
+
+    Raises:
+        UserError: As `initial_probabilities`.
+    """
     if options.scores is not None:
-        return load_scores(options.scores, inputs.space)
-    _check_kinds(options.metric, inputs.space)
-    metric_U = METRICS[options.metric](inputs)
+        importance_U = load_scores(options.scores, inputs.space)
+        return normalize_metric(importance_U, inputs.space, options.normalization)
+    return normalized_metric(options.metric, options.normalization, inputs)
+
+
+def normalized_metric(
+    name: MetricName, normalization: Normalization, inputs: MetricInputs
+) -> Tensor:
+    """Measure one metric and normalise it, (U,), float64, CPU.
+
+    Raises:
+        UserError: As `initial_probabilities`.
+    """
+    check_kinds(name, inputs.space)
+    metric_U = METRICS[name](inputs)
     if not bool(metric_U.isfinite().all()):
         raise UserError(
-            f"initialization.metric: {options.metric} is not finite on this model; its weights or "
+            f"initialization.metric: {name} is not finite on this model; its weights or "
             "activations hold NaN or infinity. Try model.dtype float32, or another model file."
         )
-    return metric_U
+    return normalize_metric(metric_U, inputs.space, normalization)
 
 
-def _check_kinds(name: MetricName, space: MaskSpace) -> None:
+def check_kinds(name: MetricName, space: MaskSpace) -> None:
+    """Refuse a metric that cannot measure all these units.
+
+    Raises:
+        UserError: If it cannot.
+    """
     kinds = set(space.kinds)
     if kinds <= set(METRICS[name].unit_kinds):
         return

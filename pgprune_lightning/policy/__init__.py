@@ -14,24 +14,44 @@ from pgprune_lightning.policy.estimators import (
     PlainReinforce,
 )
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup, UnitKind
-from pgprune_lightning.policy.projected_sgd import ProjectedSGD
+from pgprune_lightning.policy.policies import (
+    FreeLogits,
+    FreeProbabilities,
+    MaskPolicy,
+    StructuredLogits,
+)
 from pgprune_lightning.policy.projection import project_onto_budget
+from pgprune_lightning.policy.updates import (
+    Adam,
+    NaturalGradient,
+    PolicyUpdate,
+    ProjectedSGD,
+    StepRule,
+)
 
 __all__ = [
+    "Adam",
     "Antithetic",
     "BernoulliPolicy",
     "BudgetScope",
     "Constraint",
     "DenseLossControlVariate",
     "FeasibleSet",
+    "FreeLogits",
+    "FreeProbabilities",
     "GradientEstimator",
     "LeaveOneOut",
     "LinearSurrogate",
+    "MaskPolicy",
     "MaskSamples",
     "MaskSpace",
     "MovingAverageBaseline",
+    "NaturalGradient",
     "PlainReinforce",
+    "PolicyUpdate",
     "ProjectedSGD",
+    "StepRule",
+    "StructuredLogits",
     "UnitGroup",
     "UnitKind",
     "mask_generator",

@@ -18,6 +18,8 @@ class BernoulliPolicy(nn.Module):
         keep_probabilities_U: Probability that each unit stays, (U,), from 0 to 1.
     """
 
+    keep_probabilities: Tensor
+
     def __init__(self, keep_probabilities_U: Tensor) -> None:
         super().__init__()
         values_U = keep_probabilities_U.detach().double().clone()

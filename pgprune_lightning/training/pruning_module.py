@@ -5,30 +5,26 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.initialization import Initialization, initial_probabilities
-from pgprune_lightning.initialization.from_plan import load_start_plan
-from pgprune_lightning.initialization.metric import MetricInputs
+from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.model_source import resolve_model_source
-from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import (
-    BernoulliPolicy,
     BudgetScope,
-    FeasibleSet,
+    FreeProbabilities,
     GradientEstimator,
-    MaskSpace,
+    MaskPolicy,
     MovingAverageBaseline,
+    PolicyUpdate,
     ProjectedSGD,
+    StepRule,
     UnitKind,
     mask_generator,
 )
@@ -38,9 +34,14 @@ from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment, Judge
 from pgprune_lightning.training.execution_choice import ExecutionName
 from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
+from pgprune_lightning.training.policy_module import PolicyModule
+from pgprune_lightning.training.starting_point import StartingPoint
+
+UpdateFactory = Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate]
+"""Makes an update of a policy, its step size, what settles it, and what the step size means."""
 
 
-class PolicyGradientPruning(LightningModule):
+class PolicyGradientPruning(PolicyModule):
     """Learns which units of a frozen language model to keep, with forward passes only.
 
     Each training step draws masks from the policy, reads the masked model's loss on a batch,
@@ -66,9 +67,14 @@ class PolicyGradientPruning(LightningModule):
             each layer that is not protected, in every mask and in expectation, rounded to whole
             units. Must enclose what the budget (of every stage, if `progressive`) leaves to these
             layers on average. Only for kinds with several units a layer.
-        lr: Step size of projected SGD, in probability per (nat per token) of gradient.
-        lr_factors: Factors on `lr` by unit kind, such as {mlp_channel: 0.1}; 1 for kinds left out.
-            Losses tell far more of each of a hundred heads than of each of fifty thousand
+        lr: Step size. Of projected SGD on free probabilities in probability per (nat per token) of
+            gradient; of Adam about the change of a parameter in a step, in probability or logits;
+            with `lr_rule: rms_change` the change of the probabilities.
+        lr_rule: What `lr` measures: `fixed`, the step of the parameters; `rms_change`, the root
+            mean square change of the keep-probabilities in a step, in probability, which means the
+            same for a model of 10^3 and one of 10^6 units.
+        lr_factors: Factors on the step by unit kind, such as {mlp_channel: 0.1}; 1 for kinds left
+            out. Losses tell far more of each of a hundred heads than of each of fifty thousand
             channels, whose steps are then mostly noise.
         lr_schedule: `constant`, as the paper, or `cosine`: from `lr` down to 0 at
             `trainer.max_steps`, as the authors' published code.
@@ -82,6 +88,11 @@ class PolicyGradientPruning(LightningModule):
             text, as the paper, or `kl_to_dense`, the divergence KL(dense || masked) of the
             next-token distributions, with one dense forward pass more a step. Validation measures
             perplexity either way.
+        policy: What is learned: a free probability a unit (`FreeProbabilities`, the paper's), a
+            free logit (`FreeLogits`), or an offset and slopes on metrics for each layer and kind
+            (`StructuredLogits`), which can let free logits join later.
+        update: How a gradient becomes a step: `ProjectedSGD` (the paper's, with optional
+            momentum), `Adam` or `NaturalGradient`. Every step ends on the budget.
         estimator: How losses become a gradient, with its baseline.
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
             where a unit that reaches either is never reconsidered.
@@ -99,8 +110,6 @@ class PolicyGradientPruning(LightningModule):
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
-    lr_factors_U: Tensor
-
     def __init__(
         self,
         base_model: str,
@@ -111,11 +120,14 @@ class PolicyGradientPruning(LightningModule):
         protected_layers: list[int] = [],  # noqa: B006 (read only)
         layer_keep_ratios: tuple[float, float] = (0.0, 1.0),
         lr: float = 2e-3,
+        lr_rule: StepRule = "fixed",
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
         masks_per: MasksPer = "batch",
         loss: Judge = "cross_entropy",
+        policy: MaskPolicy = lazy_instance(FreeProbabilities),
+        update: UpdateFactory = ProjectedSGD,
         estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
         probability_bounds: tuple[float, float] = (0.0, 1.0),
         fill_budget: bool = False,
@@ -139,11 +151,14 @@ class PolicyGradientPruning(LightningModule):
         self.protected_layers = protected_layers
         self.layer_keep_ratios = layer_keep_ratios
         self.lr = lr
+        self.lr_rule: StepRule = lr_rule
         self.lr_factors = lr_factors or {}
         self.lr_schedule = lr_schedule
         self.num_mask_samples = num_mask_samples
         self.judging = MaskJudging(num_mask_samples, masks_per, loss)
-        # A copy: the default is one object, and its baseline must not pass to the next module.
+        # Copies: the defaults are one object each, whose state must not pass to the next module.
+        self.policy = copy.deepcopy(policy)
+        self.make_update = update
         self.estimator = copy.deepcopy(estimator)
         self.judging.check(self.estimator)
         self.probability_bounds = probability_bounds
@@ -175,27 +190,13 @@ class PolicyGradientPruning(LightningModule):
             fill=self.fill_budget,
             layer_keep_ratios=self.layer_keep_ratios,
         )
-        start_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
-        self.policy = BernoulliPolicy(self.feasible_set.project(start_U))
-        factors_U = torch.ones_like(start_U)
-        for kind, factor in self.lr_factors.items():
-            factors_U[self.space.units_of(kind)] = factor
-        self.register_buffer("lr_factors_U", factors_U, persistent=False)
-        self.initialization.check_units(self.space)
-        plan = self.initialization.plan
-        self.start_plan = (
-            None if plan is None else load_start_plan(plan, self.space, self.source.given)
+        self.policy.prepare(self.space, self.lr_factors)
+        self.starting_point = StartingPoint(
+            self.initialization, self.space, self.source.given, self.policy.feature_names
         )
-
-    @property
-    def space(self) -> MaskSpace:
-        """The units, known after `setup`."""
-        return self.environment.space
-
-    @property
-    def feasible_set(self) -> FeasibleSet:
-        """What the policy must lie in at this step, known after `setup`."""
-        return self.budgets.at(self.global_step).feasible_set
+        even_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
+        self.policy.start_from(self.feasible_set.project(even_U), self.feasible_set)
+        self._new_update()  # refuses wrong options now
 
     def configure_model(self) -> None:
         """Load and freeze the model; on a fresh start, initialise the policy with its help."""
@@ -210,8 +211,10 @@ class PolicyGradientPruning(LightningModule):
             execution=self.execution,
         )
         if self.trainer.ckpt_path is None:
-            with torch.no_grad():
-                self.policy.keep_probabilities.copy_(self._start_probabilities())
+            batches = self.starting_point.batches_of(self.trainer)
+            self.starting_point.start(
+                self.policy, self.environment, self.feasible_set, batches, self.seed
+            )
         self.estimator.prepare(self.space, self.policy.keep_probabilities.detach())
 
     def _check_before_loading(self) -> None:
@@ -221,41 +224,17 @@ class PolicyGradientPruning(LightningModule):
             batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
             if batch_size is not None:
                 self.judging.check(self.estimator, batch_size * self.trainer.world_size)
+            self.policy.check_length(self.trainer.max_steps)
         if self.trainer.ckpt_path is not None:
-            check_checkpoint(self.trainer.ckpt_path, self.space.num_units)
-        elif self.initialization.reads_text:
-            self._calibration_batches()
-
-    def _start_probabilities(self) -> Tensor:
-        if self.start_plan is not None:
-            base_model = self.environment.base_model
-            self.start_plan.check_base_model(base_model.fingerprint, base_model.source)
-            return self.feasible_set.project(self.start_plan.keep_probabilities_U)
-        inputs = MetricInputs(
-            model=self.environment.model,
-            space=self.space,
-            calibration_batches=self._calibration_batches,
-            seed=self.seed,
-        )
-        return initial_probabilities(self.initialization, inputs, self.feasible_set)
-
-    def _calibration_batches(self) -> Iterable[Tensor]:
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
-            raise UserError(
-                "The initial metric needs calibration data: give the Trainer a datamodule."
-            )
-        batches: Iterable[Tensor] = datamodule.calibration_batches(
-            self.initialization.num_blocks, datamodule.batch_size
-        )
-        return batches
+            check_checkpoint(self.trainer.ckpt_path, self.policy)
+        else:
+            self.starting_point.check_text(self.trainer)
 
     # The update.
 
-    def configure_optimizers(self) -> tuple[list[ProjectedSGD], list[CosineAnnealingLR]]:
-        """Projected SGD on the keep-probabilities (eqs. 6 and 7), with the schedule of its step."""
-        parameters = [self.policy.keep_probabilities]
-        optimizer = ProjectedSGD(parameters, lr=self.lr, projection=self._project_step)
+    def configure_optimizers(self) -> tuple[list[PolicyUpdate], list[CosineAnnealingLR]]:
+        """The update (by default eqs. 6 and 7), with the schedule of its step."""
+        optimizer = self._new_update()
         if self.lr_schedule == "constant":
             return [optimizer], []
         steps = self.trainer.max_steps
@@ -263,9 +242,13 @@ class PolicyGradientPruning(LightningModule):
             raise UserError("lr_schedule: cosine ends at trainer.max_steps, which is not set.")
         return [optimizer], [CosineAnnealingLR(optimizer, T_max=steps)]
 
-    def _project_step(self, z_U: Tensor) -> Tensor:
+    def _new_update(self) -> PolicyUpdate:
+        return self.make_update(self.policy, self.lr, self._settle, self.lr_rule)
+
+    def _settle(self) -> None:
         # Onto the budget of the step that comes: this one is counted only when it is done.
-        return self.budgets.at(self.global_step + 1).feasible_set.project(z_U)
+        step = self.global_step + 1
+        self.policy.after_step(self.budgets.at(step).feasible_set, step)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Draw masks, read their losses, estimate the gradient, step and project.
@@ -276,7 +259,7 @@ class PolicyGradientPruning(LightningModule):
 
         Returns:
             What callbacks may look at: `losses` (S,), nats per token; `baseline`, nats per token,
-            as it was subtracted; `gradient_norm`.
+            as it was subtracted; `gradient_norm`, of the probabilities, times `lr_factors`.
         """
         del batch_idx
         generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
@@ -286,7 +269,8 @@ class PolicyGradientPruning(LightningModule):
         )
         self._check_losses(samples.losses_S)
         gradient_U = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
-        probabilities_U.grad = self._mean_over_ranks(gradient_U) * self.lr_factors_U
+        gradient_U = self._mean_over_ranks(gradient_U)
+        self.policy.assign_gradient(gradient_U, self.feasible_set, self.global_step)
         optimizer: Any = self.optimizers()
         optimizer.step()
         schedule: Any = self.lr_schedulers()
@@ -295,7 +279,7 @@ class PolicyGradientPruning(LightningModule):
         return {
             "losses": samples.losses_S,
             "baseline": self.estimator.used_baseline.clone(),
-            "gradient_norm": probabilities_U.grad.norm(),
+            "gradient_norm": (gradient_U * self.policy.lr_factors_U).norm(),
         }
 
     def _check_losses(self, losses_S: Tensor) -> None:
@@ -319,75 +303,3 @@ class PolicyGradientPruning(LightningModule):
         reduced: Any = self.trainer.strategy.reduce(gradient_U, reduce_op="mean")
         mean_U: Tensor = reduced
         return mean_U
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tie the checkpoint to the model it was learned on."""
-        checkpoint["base_model"] = asdict(self.environment.base_model)
-        checkpoint["execution"] = self.environment.execution
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another model, and forget the batch that an error broke off.
-
-        That batch would shift all later validations.
-        """
-        learned_on, given = checkpoint["base_model"], self.environment.base_model
-        if learned_on["fingerprint"] != given.fingerprint:
-            raise UserError(
-                f"ckpt_path: the policy was learned on {learned_on['source']!r}, whose weights are "
-                f"not those of {given.source!r}. Go on with the model of its run."
-            )
-        self.environment.restore_execution(checkpoint.get("execution"))
-        loops = checkpoint.get("loops", {})
-        if "fit_loop" in loops:
-            batches = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
-            batches["ready"] = checkpoint["global_step"]
-
-    # Measuring masks.
-
-    def current_mask(self) -> Tensor:
-        """The deterministic mask of the policy, (U,), bool: the top of s, exactly the budget.
-
-        Which budget that is, `BudgetSchedule.measured_at` says.
-        """
-        feasible_set = self.budgets.measured_at(self.global_step).feasible_set
-        return feasible_set.deterministic_mask(self.policy.keep_probabilities.detach())
-
-    def on_validation_epoch_start(self) -> None:
-        """Fix the mask for the whole evaluation."""
-        self._evaluated_mask_U = self.current_mask()
-
-    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Token losses of the deterministic mask, (B, T - 1), nats."""
-        del batch_idx, dataloader_idx
-        return self.environment.token_nll(batch, self._evaluated_mask_U)
-
-    def on_test_epoch_start(self) -> None:
-        """Fix the mask for the whole evaluation."""
-        self._evaluated_mask_U = self.current_mask()
-
-    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Token losses of the deterministic mask, (B, T - 1), nats."""
-        del batch_idx, dataloader_idx
-        return self.environment.token_nll(batch, self._evaluated_mask_U)
-
-    def current_plan(self) -> PruningPlan:
-        """The pruning plan of the policy as it is now, not validated."""
-        keep_ratio = self.budgets.measured_at(self.global_step).keep_ratio
-        return PruningPlan(
-            base_model=self.environment.base_model,
-            space=self.space,
-            keep_probabilities_U=self.policy.keep_probabilities.detach().cpu().clone(),
-            mask_U=self.current_mask().cpu(),
-            budget=self.target_budget | {"keep_ratio": keep_ratio},
-            step=self.global_step,
-        )
-
-    @property
-    def target_budget(self) -> dict[str, Any]:
-        """The budget of the finished run, as plans describe it."""
-        return {
-            "keep_ratio": self.keep_ratio,
-            "scope": self.budget,
-            "protected_layers": list(self.protected_layers),
-            "layer_keep_ratios": list(self.layer_keep_ratios),
-        }

@@ -36,6 +36,7 @@ def plans(run_dir: Path) -> dict[str, PruningPlan]:
         ((float("inf"), float("nan"), 8.0), 4),
         ((8.0, float("nan"), float("inf")), 0),
         ((float("nan"), 8.0, 9.0), 2),
+        ((float("nan"), float("nan"), float("nan")), 0),
     ],
 )
 def test_the_best_plan_is_never_worse_than_the_untrained_one(

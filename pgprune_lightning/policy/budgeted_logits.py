@@ -1,0 +1,145 @@
+"""Logits to keep-probabilities whose expected kept cost is the budget, and gradients back.
+
+In each budget `s_u = lower + (upper - lower) * sigmoid(x_u + b)`, with the one shift b at which
+`sum(c * s)` is the limit. The map is smooth: a unit near a bound moves slowly, and never not at
+all, as it would under a clamp.
+
+Shapes: U units of the whole model, N free units of one constraint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy.budget import FeasibleSet
+
+_TOLERANCE = 1e-14  # of the kept cost, as a share of the whole one
+_MOST_ROUNDS = 200  # of bisection alone they would be enough
+_MARGIN = 1e-3  # how near a bound, as a share of the way between them, a unit at a bound starts
+
+
+def check_no_layer_bounds(feasible_set: FeasibleSet) -> None:
+    """Refuse layer bounds, which one shift a budget cannot meet.
+
+    Raises:
+        UserError: There are some.
+    """
+    if any(constraint.groups for constraint in feasible_set.constraints):
+        raise UserError(
+            "model.policy: a policy of logits cannot hold layer_keep_ratios. Leave them at [0, 1], "
+            "or use the policy FreeProbabilities; protected_layers hold with either."
+        )
+
+
+def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
+    """Shift the logits of each budget onto it, and map them into the bounds.
+
+    Args:
+        logits_U: Logits x, (U,) float64, finite.
+        feasible_set: Budgets and bounds.
+
+    Returns:
+        Keep-probabilities, (U,) float64: each budget's kept cost is its limit to within 1e-12 of
+        the whole cost; protected units have exactly 1.
+    """
+    s_U = torch.ones_like(logits_U)
+    for constraint in feasible_set.constraints:
+        units = constraint.units.to(logits_U.device)
+        costs_N = constraint.costs.to(logits_U.device)
+        span, total = constraint.upper - constraint.lower, float(costs_N.sum())
+        share = (constraint.limit / total - constraint.lower) / span
+        s_U[units] = constraint.lower + span * _sigmoids_with_mean(logits_U[units], costs_N, share)
+    return s_U
+
+
+def _sigmoids_with_mean(x_N: Tensor, costs_N: Tensor, mean: float) -> Tensor:
+    """Find sigmoid(x + b) whose mean, weighted by the costs, is given; Newton within a bracket."""
+    weights_N = costs_N / costs_N.sum()
+    if not _TOLERANCE < mean < 1 - _TOLERANCE:
+        return torch.full_like(x_N, float(mean > 0.5))
+    # At its ends every sigmoid is on one side of the mean.
+    level = float(torch.logit(torch.tensor(mean, dtype=torch.float64)))
+    low, high = level - float(x_N.max()), level - float(x_N.min())
+    shift = (low + high) / 2
+    sigmoid_N = (x_N + shift).sigmoid()
+    for _ in range(_MOST_ROUNDS):
+        slope_N = sigmoid_N * (1 - sigmoid_N)
+        sums = torch.stack([weights_N @ sigmoid_N, weights_N @ slope_N]).tolist()
+        excess, slope = sums[0] - mean, sums[1]
+        if abs(excess) <= _TOLERANCE:
+            break
+        low, high = (low, shift) if excess > 0 else (shift, high)
+        newton = shift - excess / slope if slope > 0 else low
+        shift = newton if low < newton < high else (low + high) / 2
+        sigmoid_N = (x_N + shift).sigmoid()
+        if not low < shift < high:
+            break
+    return sigmoid_N
+
+
+def logits_of(probabilities_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
+    """Find logits that the map takes to given probabilities, or near them.
+
+    Args:
+        probabilities_U: Feasible probabilities, (U,).
+        feasible_set: Budgets and bounds.
+
+    Returns:
+        Logits, (U,) float64, finite; 0 for protected units. A unit exactly at a bound, whose logit
+        is infinite, gets that of a thousandth of the way from it, or beyond that the outermost of
+        its budget: their order stays, and their derivatives are not lost.
+    """
+    logits_U = torch.zeros_like(probabilities_U, dtype=torch.float64)
+    most = float(torch.logit(torch.tensor(1 - _MARGIN, dtype=torch.float64)))
+    for constraint in feasible_set.constraints:
+        units = constraint.units.to(probabilities_U.device)
+        s_N = probabilities_U[units].double()
+        x_N = torch.logit((s_N - constraint.lower) / (constraint.upper - constraint.lower), eps=0.0)
+        finite = x_N[x_N.isfinite()]
+        limits = torch.cat([finite, finite.new_tensor([-most, most])])
+        logits_U[units] = x_N.clamp(limits.min(), limits.max())
+    return logits_U
+
+
+def derivatives(s_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
+    """Derivative of each probability by its own logit at a fixed shift.
+
+    Args:
+        s_U: What the map gave, (U,) float64.
+        feasible_set: Budgets and bounds.
+
+    Returns:
+        `(s - lower) (upper - s) / (upper - lower)`, (U,) float64; 0 for protected units.
+    """
+    v_U = torch.zeros_like(s_U)
+    for constraint in feasible_set.constraints:
+        units = constraint.units.to(s_U.device)
+        s_N, span = s_U[units], constraint.upper - constraint.lower
+        v_U[units] = (s_N - constraint.lower) * (constraint.upper - s_N) / span
+    return v_U
+
+
+def pull_back(gradient_U: Tensor, v_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
+    """Turn a gradient of the probabilities into one of the logits, through the shift.
+
+    The shift answers every logit: `db/dx_u = -c_u v_u / sum(c v)`, since the kept cost stays.
+
+    Args:
+        gradient_U: d E[loss] / d s, (U,) float64, in nats per token.
+        v_U: The `derivatives`, (U,).
+        feasible_set: Budgets.
+
+    Returns:
+        `v (g - c sum(v g) / sum(v c))` in each budget, (U,) float64; 0 for protected units.
+    """
+    pulled_U = torch.zeros_like(gradient_U)
+    for constraint in feasible_set.constraints:
+        units = constraint.units.to(gradient_U.device)
+        costs_N = constraint.costs.to(gradient_U.device)
+        g_N, v_N = gradient_U[units], v_U[units]
+        # Where every unit lies on a bound all derivatives are 0, and so is the result.
+        weight = (v_N @ costs_N).clamp(min=torch.finfo(v_N.dtype).tiny)
+        pulled_U[units] = v_N * (g_N - costs_N * (v_N @ g_N) / weight)
+    return pulled_U

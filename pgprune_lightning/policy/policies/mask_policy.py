@@ -1,0 +1,110 @@
+"""What every policy has in common: marginal keep-probabilities, made from what an optimizer steps.
+
+Shapes: U units, F features.
+"""
+
+# No `from __future__ import annotations`: the command line reads what derives from it.
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pgprune_lightning.policy.bernoulli import BernoulliPolicy
+from pgprune_lightning.policy.budget import FeasibleSet
+from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+
+
+class MaskPolicy(BernoulliPolicy, ABC):
+    """Independent Bernoulli variables whose probabilities follow from parameters.
+
+    Its parameters are what an optimizer steps. `keep_probabilities`, (U,) float64, is always in
+    the state, as a parameter or as a buffer, and always inside budget and bounds between steps.
+    """
+
+    lr_factors_U: Tensor
+    """Factor on the step of each unit; no part of the state."""
+    feature_names: tuple[str, ...] = ()
+    """Metrics whose normalised values `take_features` needs; `initial` is the initial metric."""
+
+    def __init__(self) -> None:
+        # What holds the probabilities, parameter or buffer, is known by a subclass, in `prepare`.
+        nn.Module.__init__(self)
+
+    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+        """Make parameters and buffers of the right shapes.
+
+        Args:
+            space: The units.
+            lr_factors: Factor on the step by unit kind; 1 for kinds left out.
+        """
+        factors_U = torch.ones(space.num_units, dtype=torch.float64)
+        for kind, factor in lr_factors.items():
+            factors_U[space.units_of(kind)] = factor
+        self.register_buffer("lr_factors_U", factors_U, persistent=False)
+
+    def check_length(self, max_steps: int) -> None:
+        """Learn how many steps a run has, -1 for no end, and refuse a length that makes no sense.
+
+        Raises:
+            UserError: The policy has an option that needs another length.
+        """
+        del max_steps
+
+    def take_features(self, features_FU: Tensor, slope: float) -> None:
+        """Take the values of the metrics that `feature_names` lists, before `start_from`.
+
+        Args:
+            features_FU: Normalised values, (F, U) float64.
+            slope: What the first is multiplied by to give the initial logits.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def start_from(self, probabilities_U: Tensor, feasible_set: FeasibleSet) -> None:
+        """Set the parameters so that the probabilities are these, as far as the policy can.
+
+        Args:
+            probabilities_U: Feasible probabilities, (U,) float64.
+            feasible_set: Budgets and bounds of the first step.
+
+        Raises:
+            UserError: The policy cannot hold such budgets.
+        """
+
+    @abstractmethod
+    def assign_gradient(self, gradient_U: Tensor, feasible_set: FeasibleSet, step: int) -> None:
+        """Write the `.grad` of the parameters, by the chain rule.
+
+        Args:
+            gradient_U: d E[loss] / d s, (U,) float64, in nats per token.
+            feasible_set: Budgets and bounds of the present probabilities.
+            step: Number of steps taken so far.
+        """
+
+    @abstractmethod
+    def after_step(self, feasible_set: FeasibleSet, step: int) -> None:
+        """Bring the probabilities onto the budget again, after the parameters have moved.
+
+        A second call with the same arguments changes nothing.
+
+        Args:
+            feasible_set: Budgets and bounds of the next step.
+            step: Number of steps taken, this one included.
+        """
+
+    @abstractmethod
+    def step_factors(self) -> list[Tensor]:
+        """Factors on the steps of the parameters, in their order, each as its parameter."""
+
+    @abstractmethod
+    def natural_gradients(self, damping: float) -> list[Tensor | None]:
+        """Natural gradients of the parameters, in their order, from the gradient just assigned.
+
+        Args:
+            damping: Added to the Fisher information of each unit's parameter, positive.
+        """
+
+    @property
+    def ranking(self) -> Tensor:
+        """What orders the units of a budget for the deterministic mask, (U,) float64."""
+        return self.keep_probabilities.detach()

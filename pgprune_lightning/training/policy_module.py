@@ -1,0 +1,108 @@
+"""The half of the LightningModule that measures and saves a policy, and learns nothing.
+
+Shapes: U units, B sequences, T tokens.
+"""
+
+# No `from __future__ import annotations`: what derives from it is on the command line.
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, MaskSpace
+from pgprune_lightning.training.budget_schedule import BudgetSchedule
+from pgprune_lightning.training.checkpoint_file import (
+    check_model,
+    forget_broken_batch,
+    tie_to_model,
+)
+from pgprune_lightning.training.environment import FrozenEnvironment
+
+
+class PolicyModule(LightningModule):
+    """A policy over the masks of a frozen model: its masks are measured, its plans made.
+
+    What derives from it fills these in by the end of `setup`.
+    """
+
+    keep_ratio: float
+    budget: BudgetScope
+    protected_layers: list[int]
+    layer_keep_ratios: tuple[float, float]
+    environment: FrozenEnvironment
+    budgets: BudgetSchedule
+    policy: MaskPolicy
+
+    @property
+    def space(self) -> MaskSpace:
+        """The units, known after `setup`."""
+        return self.environment.space
+
+    @property
+    def feasible_set(self) -> FeasibleSet:
+        """What the policy must lie in at this step, known after `setup`."""
+        return self.budgets.at(self.global_step).feasible_set
+
+    # Masks, measured on validation and test texts.
+
+    def current_mask(self) -> Tensor:
+        """The deterministic mask of the policy, (U,), bool: its top units, exactly the budget.
+
+        Which budget that is, `BudgetSchedule.measured_at` says.
+        """
+        feasible_set = self.budgets.measured_at(self.global_step).feasible_set
+        return feasible_set.deterministic_mask(self.policy.ranking)
+
+    def on_validation_epoch_start(self) -> None:
+        """Fix the mask for the whole evaluation."""
+        self._evaluated_mask_U = self.current_mask()
+
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Token losses of the deterministic mask, (B, T - 1), nats."""
+        del batch_idx, dataloader_idx
+        return self.environment.token_nll(batch, self._evaluated_mask_U)
+
+    def on_test_epoch_start(self) -> None:
+        """Fix the mask for the whole evaluation."""
+        self._evaluated_mask_U = self.current_mask()
+
+    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Token losses of the deterministic mask, (B, T - 1), nats."""
+        del batch_idx, dataloader_idx
+        return self.environment.token_nll(batch, self._evaluated_mask_U)
+
+    # What a run leaves: plans and checkpoints.
+
+    def current_plan(self) -> PruningPlan:
+        """The pruning plan of the policy as it is now, not validated."""
+        keep_ratio = self.budgets.measured_at(self.global_step).keep_ratio
+        return PruningPlan(
+            base_model=self.environment.base_model,
+            space=self.space,
+            keep_probabilities_U=self.policy.keep_probabilities.detach().cpu().clone(),
+            mask_U=self.current_mask().cpu(),
+            budget=self.target_budget | {"keep_ratio": keep_ratio},
+            step=self.global_step,
+        )
+
+    @property
+    def target_budget(self) -> dict[str, Any]:
+        """The budget of the finished run, as plans describe it."""
+        return {
+            "keep_ratio": self.keep_ratio,
+            "scope": self.budget,
+            "protected_layers": list(self.protected_layers),
+            "layer_keep_ratios": list(self.layer_keep_ratios),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tie the checkpoint to the model it was learned on."""
+        tie_to_model(checkpoint, self.environment.base_model)
+        checkpoint["execution"] = self.environment.execution
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another model, and forget the batch that an error broke off."""
+        check_model(checkpoint, self.environment.base_model)
+        self.environment.restore_execution(checkpoint.get("execution"))
+        forget_broken_batch(checkpoint)

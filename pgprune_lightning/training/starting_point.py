@@ -1,0 +1,119 @@
+"""Where the policy of a fresh run starts: measured on the model, or taken from another run's plan.
+
+Shapes: U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.initialization.features import (
+    check_features,
+    features_read_text,
+    measure_features,
+)
+from pgprune_lightning.initialization.from_plan import load_start_plan
+from pgprune_lightning.initialization.initial_policy import (
+    normalized_importance,
+    probabilities_of,
+)
+from pgprune_lightning.initialization.metric import MetricInputs
+from pgprune_lightning.policy import FeasibleSet, MaskPolicy, MaskSpace
+from pgprune_lightning.policy.budgeted_logits import logits_of
+from pgprune_lightning.training.environment import FrozenEnvironment
+
+
+class StartingPoint:
+    """The initialization of a run, checked against its units before the model is loaded.
+
+    Args:
+        initialization: How the first probabilities are found.
+        space: The units.
+        base_model: The model, as the user named it.
+        feature_names: Further metrics that the policy asks for.
+
+    Raises:
+        UserError: If a metric cannot measure a kind, or a plan or scores are for other units.
+    """
+
+    def __init__(
+        self,
+        initialization: Initialization,
+        space: MaskSpace,
+        base_model: str,
+        feature_names: Sequence[str] = (),
+    ) -> None:
+        initialization.check_units(space)
+        check_features(feature_names, space)
+        self.feature_names = feature_names
+        self.initialization = initialization
+        plan = initialization.plan
+        self.plan = None if plan is None else load_start_plan(plan, space, base_model)
+
+    def check_text(self, trainer: Any) -> None:
+        """Refuse too little calibration text, where some is read.
+
+        Raises:
+            UserError: If there is too little.
+        """
+        if self.initialization.reads_text or features_read_text(self.feature_names):
+            self.batches_of(trainer)()
+
+    def start(
+        self,
+        policy: MaskPolicy,
+        environment: FrozenEnvironment,
+        feasible_set: FeasibleSet,
+        batches: Callable[[], Iterable[Tensor]],
+        seed: int,
+    ) -> None:
+        """Set a policy to where it starts, with the help of the loaded model.
+
+        Args:
+            policy: The policy, prepared.
+            environment: The loaded model and its units.
+            feasible_set: Budget and bounds.
+            batches: Called to get the calibration batches.
+            seed: For metrics that draw.
+
+        Raises:
+            UserError: If a plan is another model's, or a metric is not finite.
+        """
+        options = self.initialization
+        inputs = MetricInputs(environment.model, environment.space, batches, seed)
+        if self.plan is None:
+            metric_U = normalized_importance(options, inputs)
+            start_U = probabilities_of(options, metric_U, feasible_set)
+        else:
+            base_model = environment.base_model
+            self.plan.check_base_model(base_model.fingerprint, base_model.source)
+            start_U = feasible_set.project(self.plan.keep_probabilities_U)
+        if policy.feature_names:
+            initial_U, slope = logits_of(start_U, feasible_set), 1.0
+            if self.plan is None and options.projection == "sigmoid_norm":
+                initial_U, slope = metric_U, options.slope
+            names, normalization = policy.feature_names, options.normalization
+            features_FU = measure_features(names, initial_U, normalization, inputs)
+            policy.take_features(features_FU, slope)
+        policy.start_from(start_U, feasible_set)
+
+    def batches_of(self, trainer: Any) -> Callable[[], Iterable[Tensor]]:
+        """What reads the calibration batches of a Trainer's data module."""
+
+        def batches() -> Iterable[Tensor]:
+            datamodule: Any = getattr(trainer, "datamodule", None)
+            if datamodule is None:
+                raise UserError(
+                    "The initial metric needs calibration data: give the Trainer a datamodule."
+                )
+            read: Iterable[Tensor] = datamodule.calibration_batches(
+                self.initialization.num_blocks, datamodule.batch_size
+            )
+            return read
+
+        return batches

@@ -1,0 +1,114 @@
+"""Shifted logits meet the budget exactly, and gradients come back through the shift."""
+
+import pytest
+import torch
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy import FeasibleSet
+from pgprune_lightning.policy.budgeted_logits import (
+    check_no_layer_bounds,
+    derivatives,
+    logits_of,
+    probabilities_on_budget,
+    pull_back,
+)
+
+SCOPES = ["per_kind", "per_layer", "units", "parameters"]
+BOUNDS = [(0.0, 1.0), (0.02, 0.95)]
+
+
+def feasible(space, scope, bounds=(0.0, 1.0), keep_ratio=0.6):
+    protected = () if scope == "per_layer" else (0,)
+    return FeasibleSet(
+        space,
+        keep_ratio,
+        scope=scope,
+        protected_layers=protected,
+        lower=bounds[0],
+        upper=bounds[1],
+        fill=True,
+    )
+
+
+def draw(seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(22, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 3.0, 300.0])
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_budget_is_met_exactly(space, scope, bounds, scale):
+    budget = feasible(space, scope, bounds)
+    for seed in range(5):
+        s_U = probabilities_on_budget(draw(seed, scale), budget)
+        assert budget.contains(s_U, tolerance=1e-11)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_without_bounds_the_shift_is_that_of_an_initial_policy(space, scope):
+    budget, x_U = feasible(space, scope), draw(0, 2.0)
+    expected_U = budget.shift_logits(x_U).sigmoid()
+    free_U = torch.cat([constraint.units for constraint in budget.constraints])
+    s_U = probabilities_on_budget(x_U, budget)
+    torch.testing.assert_close(s_U[free_U], expected_U[free_U], rtol=0, atol=1e-9)
+
+
+def test_a_budget_at_the_upper_bound_puts_every_unit_there(space):
+    s_U = probabilities_on_budget(draw(0, 2.0), FeasibleSet(space, 1.0))
+    assert s_U.tolist() == [1.0] * 22
+    v_U = derivatives(s_U, FeasibleSet(space, 1.0))
+    assert not pull_back(draw(1, 1.0), v_U, FeasibleSet(space, 1.0)).any()
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_gradient_is_that_of_finite_differences(space, scope, bounds):
+    budget, x_U, g_U = feasible(space, scope, bounds), draw(0, 1.5), draw(1, 1.0)
+    s_U = probabilities_on_budget(x_U, budget)
+    pulled_U = pull_back(g_U, derivatives(s_U, budget), budget)
+    step = 1e-5
+    expected = []
+    for unit in range(22):
+        ahead, behind = x_U.clone(), x_U.clone()
+        ahead[unit] += step
+        behind[unit] -= step
+        moved = probabilities_on_budget(ahead, budget) - probabilities_on_budget(behind, budget)
+        expected.append(float(g_U @ moved) / (2 * step))
+    torch.testing.assert_close(pulled_U, torch.tensor(expected).double(), rtol=1e-6, atol=1e-8)
+
+
+def test_no_unit_is_lost_at_a_bound(space):
+    """A clamp would have derivative zero there, and the unit never a gradient again."""
+    budget = feasible(space, "units", (0.02, 0.95))
+    x_U = torch.zeros(22, dtype=torch.float64)
+    x_U[-1], x_U[-2] = 12.0, -12.0
+    s_U = probabilities_on_budget(x_U, budget)
+    assert 0.02 < s_U[-2] < 0.0201
+    assert 0.9499 < s_U[-1] < 0.95
+    free_U = budget.constraints[0].units
+    assert (derivatives(s_U, budget)[free_U] > 0).all()
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_logits_of_probabilities_give_them_back(space, scope, bounds):
+    budget = feasible(space, scope, bounds)
+    s_U = probabilities_on_budget(draw(3, 2.0), budget)
+    again_U = probabilities_on_budget(logits_of(s_U, budget), budget)
+    torch.testing.assert_close(again_U, s_U, rtol=0, atol=1e-11)
+
+
+def test_logits_of_bounds_are_finite_and_outermost(space):
+    budget = FeasibleSet(space, 0.5, scope="units")
+    s_U = torch.full((22,), 0.5).double()
+    s_U[:4] = torch.tensor([0.0, 1.0, 1e-9, 0.9999])
+    x_U = logits_of(s_U, budget)
+    assert x_U.isfinite().all()
+    assert x_U[0] == x_U[2] < x_U[4] < x_U[3] == x_U[1]
+
+
+def test_layer_bounds_are_refused(space):
+    check_no_layer_bounds(FeasibleSet(space, 0.5))
+    with pytest.raises(UserError, match="cannot hold layer_keep_ratios"):
+        check_no_layer_bounds(FeasibleSet(space, 0.5, layer_keep_ratios=(0.2, 0.9)))

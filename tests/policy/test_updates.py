@@ -1,0 +1,185 @@
+"""What every update must do with every policy: end on the budget, mean the same at any size."""
+
+import io
+import itertools
+from functools import partial
+
+import pytest
+import torch
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy import (
+    Adam,
+    FeasibleSet,
+    FreeLogits,
+    FreeProbabilities,
+    MaskSpace,
+    NaturalGradient,
+    ProjectedSGD,
+    StructuredLogits,
+)
+
+UPDATES = {
+    "sgd": ProjectedSGD,
+    "momentum": partial(ProjectedSGD, momentum=0.9),
+    "adam": Adam,
+    "natural": NaturalGradient,
+}
+POLICIES = {
+    "free_probabilities": FreeProbabilities,
+    "free_logits": FreeLogits,
+    "structured": partial(StructuredLogits, free_kinds=["kv_group"]),
+    "structured_then_free": partial(StructuredLogits, free_after=1),
+}
+
+
+def draw(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def space_of(num_units):
+    """Two layers, a tenth of the units heads."""
+    heads, channels = num_units // 20, num_units // 2 - num_units // 20
+    sizes = []
+    for layer in range(2):
+        sizes += [(layer, "kv_group", heads, 30, 0), (layer, "mlp_channel", channels, 3, 0)]
+    return MaskSpace.build(sizes, total_parameters=100 * num_units)
+
+
+class Run:
+    """A policy and its update, as training steps them."""
+
+    def __init__(self, make_policy, make_update, num_units=40, lr=0.05, rule="fixed"):
+        self.space = space_of(num_units)
+        self.budget = FeasibleSet(self.space, 0.6, lower=0.01, upper=0.99, fill=True)
+        self.policy = make_policy()
+        self.policy.prepare(self.space, {})
+        if self.policy.feature_names:
+            self.policy.take_features(draw(1, num_units, seed=5), slope=1.0)
+        start_U = self.budget.project(0.6 + 0.1 * draw(num_units, seed=6))
+        self.policy.start_from(start_U, self.budget)
+        self.steps = 0
+        self.update = make_update(self.policy, lr, self.settle, rule)
+
+    def settle(self):
+        self.policy.after_step(self.budget, self.steps + 1)
+
+    def step(self, gradient_U):
+        self.policy.assign_gradient(gradient_U, self.budget, self.steps)
+        self.update.step()
+        self.steps += 1
+
+    def probabilities(self):
+        return self.policy.keep_probabilities.detach().clone()
+
+
+@pytest.mark.parametrize("rule", ["fixed", "rms_change"])
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_steps_lower_a_linear_loss_on_the_budget(policy, update, rule):
+    run = Run(POLICIES[policy], UPDATES[update], rule=rule)
+    weights_U = draw(40, seed=7)
+    losses = [float(weights_U @ run.probabilities())]
+    for _ in range(5):
+        run.step(weights_U)
+        assert run.budget.contains(run.probabilities())
+        losses.append(float(weights_U @ run.probabilities()))
+    assert all(after < before for before, after in itertools.pairwise(losses)), losses
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_resumed_update_goes_on_where_it_was(policy, update):
+    whole, first = (Run(POLICIES[policy], UPDATES[update]) for _ in range(2))
+    for step in range(4):
+        whole.step(draw(40, seed=step))
+    for step in range(2):
+        first.step(draw(40, seed=step))
+    file = io.BytesIO()
+    torch.save((first.policy.state_dict(), first.update.state_dict()), file)
+    file.seek(0)
+    resumed = Run(POLICIES[policy], UPDATES[update])
+    policy_state, update_state = torch.load(file, weights_only=True)
+    resumed.policy.load_state_dict(policy_state)
+    resumed.update.load_state_dict(update_state)
+    resumed.steps = 2
+    for step in range(2, 4):
+        resumed.step(draw(40, seed=step))
+    assert torch.equal(resumed.probabilities(), whole.probabilities())
+    for ours, theirs in zip(resumed.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_step_size_means_the_same_at_every_size(policy, update):
+    """Of 10^3 and of 10^6 units, and of gradients a thousand times as large: the same change."""
+    if update != "sgd" and policy != "free_logits":
+        sizes = ((1_000, 1.0), (1_000, 1e3))
+    else:
+        sizes = ((1_000, 1.0), (1_000, 1e3), (1_000_000, 1.0))
+    for num_units, scale in sizes:
+        run = Run(POLICIES[policy], UPDATES[update], num_units, lr=0.01, rule="rms_change")
+        before_U = run.probabilities()
+        run.step(scale * draw(num_units, seed=8))
+        change = (run.probabilities() - before_U).square().mean().sqrt()
+        assert float(change) == pytest.approx(0.01, rel=0.011), (num_units, scale)
+
+
+def test_a_policy_that_cannot_change_stays_finite():
+    run = Run(FreeProbabilities, ProjectedSGD, lr=0.9, rule="rms_change")
+    for _ in range(3):
+        run.step(draw(40))
+    assert run.budget.contains(run.probabilities())
+    before_U = run.probabilities()
+    run.step(torch.zeros(40, dtype=torch.float64))
+    assert torch.equal(run.probabilities(), before_U)
+
+
+def test_adam_is_that_of_torch():
+    run = Run(FreeProbabilities, partial(Adam, mean_decay=0.8, square_decay=0.95), lr=1e-3)
+    theirs = torch.nn.Parameter(run.probabilities())
+    optimizer = torch.optim.Adam([theirs], lr=1e-3, betas=(0.8, 0.95))
+    run.budget.project = lambda z_U: z_U
+    for step in range(4):
+        gradient_U = draw(40, seed=step)
+        run.step(gradient_U)
+        theirs.grad = gradient_U
+        optimizer.step()
+    torch.testing.assert_close(run.probabilities(), theirs.detach(), rtol=0, atol=1e-12)
+
+
+def test_the_natural_step_of_probabilities_is_scaled_by_their_variance():
+    run = Run(FreeProbabilities, partial(NaturalGradient, damping=1e-12), lr=0.01)
+    s_U, gradient_U = run.probabilities(), draw(40)
+    run.step(gradient_U)
+    expected_U = run.budget.project(s_U - 0.01 * s_U * (1 - s_U) * gradient_U)
+    torch.testing.assert_close(run.probabilities(), expected_U, rtol=0, atol=1e-12)
+
+
+def test_natural_steps_agree_in_both_coordinates():
+    """The way of the distribution does not depend on its coordinates, for small steps."""
+    gradient_U, size = draw(40), 1e-6
+    changes = []
+    for policy in ("free_probabilities", "free_logits"):
+        run = Run(POLICIES[policy], partial(NaturalGradient, damping=1e-9), lr=size)
+        run.budget = FeasibleSet(run.space, 0.6, fill=True)  # a bound would bend the way
+        run.policy.start_from(run.budget.project(torch.full((40,), 0.6).double()), run.budget)
+        before_U = run.probabilities()
+        run.step(gradient_U)
+        changes.append((run.probabilities() - before_U) / size)
+    torch.testing.assert_close(*changes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(Adam, mean_decay=1.0), "mean_decay"),
+        (partial(Adam, square_decay=-0.1), "square_decay"),
+        (partial(NaturalGradient, damping=0.0), "damping"),
+    ],
+)
+def test_wrong_options_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        Run(FreeProbabilities, make)
