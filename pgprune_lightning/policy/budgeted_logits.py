@@ -37,13 +37,21 @@ def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tens
     """Shift the logits of each budget onto it, and map them into the bounds.
 
     Args:
-        logits_U: Logits x, (U,) float64, finite.
+        logits_U: Logits x, (U,) float64.
         feasible_set: Budgets and bounds.
 
     Returns:
         Keep-probabilities, (U,) float64: each budget's kept cost is its limit to within 1e-12 of
         the whole cost; protected units have exactly 1.
+
+    Raises:
+        UserError: A logit is not finite.
     """
+    if not bool(logits_U.isfinite().all()):
+        raise UserError(
+            f"{int((~logits_U.isfinite()).sum())} of {len(logits_U)} logits are not finite. "
+            "Lower the step size, or look for a loss that is not finite."
+        )
     s_U = torch.ones_like(logits_U)
     for constraint in feasible_set.constraints:
         units = constraint.units.to(logits_U.device)

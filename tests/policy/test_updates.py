@@ -1,5 +1,6 @@
 """What every update must do with every policy: end on the budget, mean the same at any size."""
 
+import copy
 import io
 import itertools
 from functools import partial
@@ -125,6 +126,24 @@ def test_a_step_size_means_the_same_at_every_size(policy, update):
         run.step(scale * draw(num_units, seed=8))
         change = (run.probabilities() - before_U).square().mean().sqrt()
         assert float(change) == pytest.approx(0.01, rel=0.011), (num_units, scale)
+
+
+@pytest.mark.parametrize("rule", ["fixed", "rms_change"])
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_gradient_that_is_not_finite_changes_nothing(policy, update, rule):
+    run = Run(POLICIES[policy], UPDATES[update], rule=rule)
+    for step in range(2):
+        run.step(draw(40, seed=step))
+    before = copy.deepcopy((run.policy.state_dict(), run.update.state_dict()))
+    gradient_U = draw(40)
+    gradient_U[3] = float("nan")
+    with pytest.raises(UserError, match="gradient of the keep probabilities is not finite"):
+        run.step(gradient_U)
+    for name, tensor in run.policy.state_dict().items():
+        assert torch.equal(tensor, before[0][name]), name
+    after = run.update.state_dict()["state"]
+    torch.testing.assert_close(after, before[1]["state"], rtol=0, atol=0)
 
 
 def test_a_policy_that_cannot_change_stays_finite():

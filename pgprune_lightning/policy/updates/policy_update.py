@@ -29,8 +29,9 @@ class PolicyUpdate(Optimizer, ABC):
     Args:
         policy: What is stepped, with the gradient assigned before each step.
         lr: Step size, positive; what it means, `step_rule` says.
-        settle: Brings the policy onto the budget of the next step: calls its `after_step`. It is
-            not part of the state: give it again when a run is resumed.
+        settle: Brings the policy onto the budget of the next step: calls its `after_step`, which
+            raises a `UserError` where values are not finite, so that the host looks at them once.
+            It is not part of the state: give it again when a run is resumed.
         step_rule: `fixed`: parameters move by `lr` times the direction. `rms_change`: by as much
             as changes the keep-probabilities of the undecided units (s neither 0 nor 1) by `lr`,
             root mean square, whatever the number of units and the size of the losses.
@@ -52,6 +53,11 @@ class PolicyUpdate(Optimizer, ABC):
         self.policy = policy
         self.settle = settle
         self.step_rule = step_rule
+
+    @property
+    @abstractmethod
+    def _remembers(self) -> bool:
+        """Whether directions depend on past gradients."""
 
     @abstractmethod
     def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
@@ -76,26 +82,38 @@ class PolicyUpdate(Optimizer, ABC):
                 loss = closure()
         group = self.param_groups[0]
         parameters: list[Tensor] = group["params"]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if not gradients:
+        if all(parameter.grad is None for parameter in parameters):
             return loss
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            raise UserError(
-                "The gradient of the keep probabilities is not finite, and they were left as they "
-                "were. Look for a loss that is not finite; a wider dtype of the model may help."
-            )
+        if self._remembers:
+            self._check_gradients(parameters)  # or the memory would be spoiled
         before = [parameter.clone() for parameter in parameters]
+        probabilities_U = self.policy.keep_probabilities.clone()
         directions = [
             None if direction is None else direction * factors
             for direction, factors in zip(
                 self._directions(parameters), self.policy.step_factors(), strict=True
             )
         ]
-        if self.step_rule == "fixed":
-            self._move(before, directions, group["lr"])
-        else:
-            self._change_by(before, directions, group["lr"])
+        try:
+            if self.step_rule == "fixed":
+                self._move(before, directions, group["lr"])
+            else:
+                self._change_by(before, directions, group["lr"])
+        except UserError:
+            for parameter, start in zip(parameters, before, strict=True):
+                parameter.copy_(start)
+            self.policy.keep_probabilities.copy_(probabilities_U)
+            self._check_gradients(parameters)
+            raise
         return loss
+
+    def _check_gradients(self, parameters: list[Tensor]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            raise UserError(
+                "The gradient of the keep probabilities is not finite, and they were left as they "
+                "were. Look for a loss that is not finite; a wider dtype of the model may help."
+            )
 
     def _move(self, before: list[Tensor], directions: list[Tensor | None], size: float) -> None:
         moves = zip(self.param_groups[0]["params"], before, directions, strict=True)
