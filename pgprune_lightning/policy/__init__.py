@@ -12,9 +12,11 @@ from pgprune_lightning.policy.estimators import (
     MaskSamples,
     MovingAverageBaseline,
     PlainReinforce,
+    SymmetricExploration,
 )
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup, UnitKind
 from pgprune_lightning.policy.policies import (
+    ExploredLogits,
     FreeLogits,
     FreeProbabilities,
     MaskPolicy,
@@ -36,6 +38,7 @@ __all__ = [
     "BudgetScope",
     "Constraint",
     "DenseLossControlVariate",
+    "ExploredLogits",
     "FeasibleSet",
     "FreeLogits",
     "FreeProbabilities",
@@ -52,6 +55,7 @@ __all__ = [
     "ProjectedSGD",
     "StepRule",
     "StructuredLogits",
+    "SymmetricExploration",
     "UnitGroup",
     "UnitKind",
     "mask_generator",

@@ -90,10 +90,11 @@ class PolicyGradientPruning(PolicyModule):
             perplexity either way.
         policy: What is learned: a free probability a unit (`FreeProbabilities`, the paper's), a
             free logit (`FreeLogits`), or an offset and slopes on metrics for each layer and kind
-            (`StructuredLogits`), which can let free logits join later.
+            (`StructuredLogits`), which can let free logits join later; or such numbers, but with
+            moves of them drawn instead of units (`ExploredLogits`), every sample a whole mask.
         update: How a gradient becomes a step: `ProjectedSGD` (the paper's, with optional
             momentum), `Adam` or `NaturalGradient`. Every step ends on the budget.
-        estimator: How losses become a gradient, with its baseline.
+        estimator: How losses become a gradient, with its baseline. `ExploredLogits` brings its own.
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
             where a unit that reaches either is never reconsidered.
         fill_budget: Hold the expected kept cost at the budget instead of at most there.
@@ -191,6 +192,10 @@ class PolicyGradientPruning(PolicyModule):
             layer_keep_ratios=self.layer_keep_ratios,
         )
         self.policy.prepare(self.space, self.lr_factors)
+        own_estimator = self.policy.own_estimator()
+        if own_estimator is not None:
+            self.estimator = own_estimator
+            self.judging.check(self.estimator)
         self.starting_point = StartingPoint(
             self.initialization, self.space, self.source.given, self.policy.feature_names
         )
@@ -268,9 +273,9 @@ class PolicyGradientPruning(PolicyModule):
             self.environment, batch, probabilities_U.detach(), self.estimator, generator
         )
         self._check_losses(samples.losses_S)
-        gradient_U = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
-        gradient_U = self._mean_over_ranks(gradient_U)
-        self.policy.assign_gradient(gradient_U, self.feasible_set, self.global_step)
+        gradient = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
+        gradient = self._mean_over_ranks(gradient)
+        self.policy.assign_gradient(gradient, self.feasible_set, self.global_step)
         optimizer: Any = self.optimizers()
         optimizer.step()
         schedule: Any = self.lr_schedulers()
@@ -279,7 +284,7 @@ class PolicyGradientPruning(PolicyModule):
         return {
             "losses": samples.losses_S,
             "baseline": self.estimator.used_baseline.clone(),
-            "gradient_norm": (gradient_U * self.policy.lr_factors_U).norm(),
+            "gradient_norm": self.policy.gradient_norm(gradient),
         }
 
     def _check_losses(self, losses_S: Tensor) -> None:
@@ -298,8 +303,8 @@ class PolicyGradientPruning(PolicyModule):
         rows: Tensor = gathered.reshape(-1, *values.shape[1:])
         return rows
 
-    def _mean_over_ranks(self, gradient_U: Tensor) -> Tensor:
+    def _mean_over_ranks(self, gradient: Tensor) -> Tensor:
         # No backward pass touches the parameter, so DDP's own all-reduce never runs.
-        reduced: Any = self.trainer.strategy.reduce(gradient_U, reduce_op="mean")
-        mean_U: Tensor = reduced
-        return mean_U
+        reduced: Any = self.trainer.strategy.reduce(gradient, reduce_op="mean")
+        mean: Tensor = reduced
+        return mean

@@ -8,6 +8,7 @@ from pgprune_lightning.policy.estimators.linear_surrogate import LinearSurrogate
 from pgprune_lightning.policy.estimators.moving_average import MovingAverageBaseline
 from pgprune_lightning.policy.estimators.plain import PlainReinforce
 from pgprune_lightning.policy.estimators.samples import MaskSamples
+from pgprune_lightning.policy.estimators.symmetric_exploration import SymmetricExploration
 
 __all__ = [
     "Antithetic",
@@ -18,4 +19,5 @@ __all__ = [
     "MaskSamples",
     "MovingAverageBaseline",
     "PlainReinforce",
+    "SymmetricExploration",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pgprune_lightning.policy.bernoulli import BernoulliPolicy
 from pgprune_lightning.policy.budget import FeasibleSet
+from pgprune_lightning.policy.estimators import GradientEstimator
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
@@ -41,6 +42,13 @@ class MaskPolicy(BernoulliPolicy, ABC):
         for kind, factor in lr_factors.items():
             factors_U[space.units_of(kind)] = factor
         self.register_buffer("lr_factors_U", factors_U, persistent=False)
+
+    def own_estimator(self) -> GradientEstimator | None:
+        """What draws masks and estimates gradients in place of the configured estimator, if any.
+
+        Known after `prepare`. The gradient goes to `assign_gradient` as it is.
+        """
+        return None
 
     def check_length(self, max_steps: int) -> None:
         """Learn how many steps a run has, -1 for no end, and refuse a length that makes no sense.
@@ -80,6 +88,11 @@ class MaskPolicy(BernoulliPolicy, ABC):
             feasible_set: Budgets and bounds of the present probabilities.
             step: Number of steps taken so far.
         """
+
+    def gradient_norm(self, gradient_U: Tensor) -> Tensor:
+        """The norm of a gradient as it is given to `assign_gradient`, times `lr_factors`."""
+        norm: Tensor = (gradient_U * self.lr_factors_U).norm()
+        return norm
 
     @abstractmethod
     def after_step(self, feasible_set: FeasibleSet, step: int) -> None:

@@ -1,0 +1,211 @@
+"""Logits that are explored themselves: every sample is a whole mask of the budget.
+
+Shapes: U units, G groups (the units of one kind in one layer), F metrics, P moves, R = F + 2 kinds
+of move (offset, slopes, the unit's own), S mask samples.
+"""
+
+# No `from __future__ import annotations`: the command line reads these types.
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy.budget import FeasibleSet
+from pgprune_lightning.policy.budgeted_logits import (
+    check_no_layer_bounds,
+    probabilities_on_budget,
+)
+from pgprune_lightning.policy.estimators import GradientEstimator, SymmetricExploration
+from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+from pgprune_lightning.policy.policies.mask_policy import MaskPolicy
+
+_PROBIT_SLOPE = math.sqrt(8 / math.pi)
+"""A logistic curve of this slope is close to the distribution function of a Gaussian."""
+
+
+class ExploredLogits(MaskPolicy):
+    """Gaussian moves of few numbers for each layer and kind; a sample is a whole mask.
+
+    The logit of a unit is its initial one, plus an offset and slopes on the metrics of its layer
+    and kind, plus, in kinds of few units, a move of its own. All of these are drawn, from Gaussians
+    of fixed width around means that are learned; the mask of a sample keeps the top of the budget.
+    So every mask that is judged is one that the run could return. Masks of units drawn one by one
+    are not: they differ most by whether a unit that nothing can replace was dropped by chance.
+
+    It brings its own estimator, `SymmetricExploration`; `model.estimator` is not used. `lr` is in
+    widths of the Gaussian for each nat of half the difference of a pair's losses.
+
+    Args:
+        features: Metrics beside the initial one that get slopes of their own, such as
+            [flap, wanda_sp], normalised as `initialization.normalization` says.
+        own_kinds: Kinds of unit with a move for each unit, such as [kv_group].
+        offset_width: Standard deviation of an offset, in logits.
+        slope_width: Standard deviation of a slope, in logits for each standard deviation of the
+            metric in the layer and kind.
+        own_width: Standard deviation of a unit's own move, in logits.
+
+    Raises:
+        UserError: A width is not positive and finite.
+
+    Source: Sehnke et al. 2010, "Parameter-exploring policy gradients"; not in the paper.
+    Differs: The widths stay as they are. The probabilities that are shown and saved are about how
+        often a sample keeps each unit.
+    """
+
+    keep_probabilities: Tensor
+    initial_logits_U: Tensor
+    widths_RU: Tensor
+    """How far one width of its moves moves a unit, in logits; 0 where it has no such move. In the
+    state, since a resumed run has no text to measure metrics on."""
+    moves_of_RU: Tensor
+    """Which moves those are."""
+    group_of_U: Tensor
+    lr_factors_P: Tensor
+
+    def __init__(
+        self,
+        features: list[str] = [],  # noqa: B006 (read only)
+        own_kinds: list[UnitKind] = ["kv_group"],  # noqa: B006 (read only)
+        offset_width: float = 0.4,
+        slope_width: float = 0.2,
+        own_width: float = 0.6,
+    ) -> None:
+        super().__init__()
+        for name, width in (
+            ("offset_width", offset_width),
+            ("slope_width", slope_width),
+            ("own_width", own_width),
+        ):
+            if not 0 < width < math.inf:
+                raise UserError(f"model.policy: {name} must be above 0 and finite, given {width}.")
+        self.feature_names = ("initial", *features)
+        self.own_kinds = own_kinds
+        self.offset_width = offset_width
+        self.slope_width = slope_width
+        self.own_width = own_width
+        self._feasible_set: FeasibleSet | None = None
+
+    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+        """Number the moves. See `MaskPolicy.prepare`."""
+        super().prepare(space, lr_factors)
+        own_units = self._own_units(space)
+        num_groups, num_kinds_of_move = len(space.groups), len(self.feature_names) + 2
+        num_shared = (num_kinds_of_move - 1) * num_groups
+        num_moves = num_shared + len(own_units)
+        counts_G = torch.tensor([group.count for group in space.groups])
+        group_of_U = torch.arange(num_groups).repeat_interleave(counts_G)
+        shared_RU = torch.arange(0, num_shared, num_groups)[:, None] + group_of_U
+        own_U = torch.zeros_like(group_of_U)
+        own_U[own_units] = num_shared + torch.arange(len(own_units))
+        moves_of_RU = torch.cat([shared_RU, own_U[None]])
+        widths_RU = torch.zeros(moves_of_RU.shape, dtype=torch.float64)
+        widths_RU[0] = self.offset_width
+        widths_RU[-1, own_units] = self.own_width
+        # A shared move has the factor of its group's units, which are of one kind.
+        lr_factors_P = torch.ones(num_moves, dtype=torch.float64)
+        lr_factors_P[shared_RU.flatten()] = self.lr_factors_U.repeat(len(shared_RU))
+        lr_factors_P[own_U[own_units]] = self.lr_factors_U[own_units]
+        zeros_U = torch.zeros(space.num_units, dtype=torch.float64)
+        self.register_buffer("keep_probabilities", zeros_U)
+        self.register_buffer("initial_logits_U", zeros_U.clone())
+        self.register_buffer("widths_RU", widths_RU)
+        self.register_buffer("moves_of_RU", moves_of_RU, persistent=False)
+        self.register_buffer("group_of_U", group_of_U, persistent=False)
+        self.register_buffer("lr_factors_P", lr_factors_P, persistent=False)
+        self.means = nn.Parameter(torch.zeros(num_moves, dtype=torch.float64))
+
+    def own_estimator(self) -> GradientEstimator:
+        """Pairs of opposite moves. See `MaskPolicy.own_estimator`."""
+        return SymmetricExploration(len(self.means), self.explored_masks)
+
+    def _own_units(self, space: MaskSpace) -> Tensor:
+        for kind in self.own_kinds:
+            if kind not in space.kinds:
+                raise UserError(
+                    f"model.policy: own_kinds: {kind} is not among unit_kinds "
+                    f"[{', '.join(space.kinds)}]."
+                )
+        units = [space.units_of(kind) for kind in self.own_kinds]
+        return torch.cat(units) if units else torch.zeros(0, dtype=torch.int64)
+
+    @torch.no_grad()
+    def take_features(self, features_FU: Tensor, slope: float) -> None:
+        """Start at the first metric, and let slopes move along each. See `MaskPolicy`."""
+        self.initial_logits_U.copy_(slope * features_FU[0])
+        for row, feature_U in enumerate(features_FU, start=1):
+            self.widths_RU[row] = self.slope_width * self._standardized(feature_U)
+
+    def _standardized(self, feature_U: Tensor) -> Tensor:
+        """Zero mean and unit variance in each group, (U,); zeros where all are equal."""
+        feature_U = feature_U.to(self.initial_logits_U)
+        centred_U = feature_U - self._group_means(feature_U)
+        deviation_U = self._group_means(centred_U.square()).sqrt()
+        scale = float(feature_U.abs().max())
+        return torch.where(deviation_U > 1e-12 * scale, centred_U / deviation_U, 0.0)
+
+    def _group_means(self, values_U: Tensor) -> Tensor:
+        """The mean of each unit's group, (U,)."""
+        counts_G = torch.bincount(self.group_of_U)
+        sums_G = values_U.new_zeros(len(counts_G)).index_add_(0, self.group_of_U, values_U)
+        return (sums_G / counts_G)[self.group_of_U]
+
+    @torch.no_grad()
+    def start_from(self, probabilities_U: Tensor, feasible_set: FeasibleSet) -> None:
+        """Set the means to zero, where the metrics say. See `MaskPolicy.start_from`."""
+        check_no_layer_bounds(feasible_set)
+        self.means.zero_()
+        self.after_step(feasible_set, step=0)
+
+    def explored_masks(self, noise_SP: Tensor) -> Tensor:
+        """The masks of moves around the means.
+
+        Args:
+            noise_SP: How far to move, (S, P) float64, in widths.
+
+        Returns:
+            (S, U) bool, each the top of the budget.
+        """
+        assert self._feasible_set is not None, "start_from has not been called"
+        means = self.means.detach()
+        masks = [
+            self._feasible_set.deterministic_mask(self._logits(means + noise_P))
+            for noise_P in noise_SP
+        ]
+        return torch.stack(masks)
+
+    def _logits(self, moves_P: Tensor) -> Tensor:
+        return self.initial_logits_U + (moves_P[self.moves_of_RU] * self.widths_RU).sum(dim=0)
+
+    def assign_gradient(self, gradient: Tensor, feasible_set: FeasibleSet, step: int) -> None:
+        """Take the gradient of the means, (P,), as it is. See `MaskPolicy.assign_gradient`."""
+        del feasible_set, step
+        self.means.grad = gradient
+
+    @torch.no_grad()
+    def after_step(self, feasible_set: FeasibleSet, step: int) -> None:
+        """Note the budget, and how often samples keep each unit. See `MaskPolicy.after_step`."""
+        del step
+        self._feasible_set = feasible_set
+        width_U = self.widths_RU.square().sum(dim=0).sqrt()
+        logits_U = _PROBIT_SLOPE * self.ranking / width_U
+        self.keep_probabilities.copy_(probabilities_on_budget(logits_U, feasible_set))
+
+    def gradient_norm(self, gradient: Tensor) -> Tensor:
+        """By the means, (P,). See `MaskPolicy.gradient_norm`."""
+        norm: Tensor = (gradient * self.lr_factors_P).norm()
+        return norm
+
+    def step_factors(self) -> list[Tensor]:
+        """Those of the moves' kinds. See `MaskPolicy.step_factors`."""
+        return [self.lr_factors_P]
+
+    def natural_gradients(self, damping: float) -> list[Tensor | None]:
+        """The gradient: in widths, the Fisher information of a mean is 1. See `MaskPolicy`."""
+        assert self.means.grad is not None
+        return [self.means.grad / (1 + damping)]
+
+    @property
+    def ranking(self) -> Tensor:
+        """The logits of the means, (U,) float64."""
+        return self._logits(self.means.detach())
