@@ -49,7 +49,7 @@ class GatheredExecution:
         space: MaskSpace,
         *,
         width_multiple: int | None = None,
-        most_gathered: float = 0.9,
+        most_gathered: float = 0.97,
     ) -> None:
         self.model = model
         self.space = space
@@ -83,9 +83,11 @@ class GatheredExecution:
                 layer = self.layers[group.layer]
                 if num_kept == 0:
                     stack.enter_context(skipped(layer, group.kind))
+                elif num_kept == group.count:
+                    continue
                 elif num_kept <= self.most_gathered * group.count:
                     gathered.append((group, kept_G))
-                elif num_kept < group.count:
+                else:
                     for handle in put_factors(layer, group.kind, kept_G[None]):
                         stack.callback(handle.remove)
             for linear, forward in self._gathered_forwards(gathered):
@@ -123,8 +125,8 @@ class GatheredExecution:
     def _on_device(self, units: list[Tensor]) -> list[Tensor]:
         """Bring index vectors to the model's device in one transfer that waits for nothing."""
         device = self.model.device
-        if device.type == "cpu" or not units:
-            return units
+        if device.type != "cuda" or not units:
+            return [units_K.to(device) for units_K in units]
         together = torch.cat(units).pin_memory().to(device, non_blocking=True)
         return list(together.split([len(units_K) for units_K in units]))
 
