@@ -146,7 +146,8 @@ class FrozenEnvironment:
         """
         loss_under = self._loss_under(batch_BT, judge)
         losses = []
-        for mask_U in masks_SU:
+        # One transfer, so that the host prepares a mask while the last one's pass still runs.
+        for mask_U in masks_SU.cpu():
             with self._loaded().timed(mask_U):
                 losses.append(loss_under(mask_U).mean())
         return torch.stack(losses).double()
