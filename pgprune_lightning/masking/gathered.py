@@ -38,7 +38,7 @@ class GatheredExecution:
         model: The frozen model.
         space: The units of that model.
         width_multiple: Kept widths are filled up to a multiple of this with dropped units whose
-            columns are zeroed; None for what suits the device, 16 on CUDA, else 1.
+            columns are zeroed: matrix products like their rows aligned.
         most_gathered: Groups of which a greater share than this is kept, in [0, 1], are multiplied
             by their mask instead: there a copy of nearly everything costs what it saves.
     """
@@ -48,14 +48,13 @@ class GatheredExecution:
         model: PreTrainedModel,
         space: MaskSpace,
         *,
-        width_multiple: int | None = None,
+        width_multiple: int = 16,
         most_gathered: float = 0.97,
     ) -> None:
         self.model = model
         self.space = space
         self.layers = decoder_layers(model)
-        on_cuda = model.device.type == "cuda"
-        self.width_multiple = width_multiple or (16 if on_cuda else 1)
+        self.width_multiple = width_multiple
         self.most_gathered = most_gathered
         self._is_masked = False
         for layer in self.layers:
