@@ -19,8 +19,10 @@ class ProjectedSGD(Optimizer):
     Args:
         params: The keep probabilities, as parameters or groups of them.
         lr: Step size, positive, in probability per unit of gradient.
-        projection: Maps a parameter's stepped values to the nearest feasible ones. It is not part
-            of the state: give it again when a run is resumed.
+        projection: Maps a parameter's stepped values to the nearest feasible ones, and raises a
+            `UserError` where they are not finite, as `FeasibleSet.project` does: the host looks at
+            the values once, which on an accelerator means to wait for them. It is not part of the
+            state: give it again when a run is resumed.
 
     Raises:
         UserError: The step size is not positive.
@@ -63,9 +65,12 @@ class ProjectedSGD(Optimizer):
         return loss
 
     def _step(self, parameter: Tensor, gradient: Tensor, lr: float) -> Tensor:
-        if not bool(gradient.isfinite().all()):
+        try:
+            return self.projection(parameter - lr * gradient)
+        except UserError as error:
+            if bool(gradient.isfinite().all()):
+                raise
             raise UserError(
                 "The gradient of the keep probabilities is not finite, and they were left as they "
                 "were. Look for a loss that is not finite; a wider dtype of the model may help."
-            )
-        return self.projection(parameter - lr * gradient)
+            ) from error
