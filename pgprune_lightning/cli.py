@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgprune_lightning.commands import compare
+from pgprune_lightning.commands import bench, compare
 from pgprune_lightning.console import EXIT_USER_ERROR, print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.pruning_cli import run_command
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["bench"]:
+        return bench.main(arguments[1:])
     if arguments[:1] == ["compare"]:
         return compare.main(arguments[1:])
     run_command(arguments)

@@ -27,8 +27,8 @@ DESCRIPTION = (
     "Start with: pgprune fit --config configs/quickstart.yaml"
 )
 OTHER_COMMANDS = (
-    "One more command has options of its own (pgprune compare --help): compare prunes one model "
-    "by several methods and prints one table."
+    "Two more commands have options of their own: compare prunes one model by several methods and "
+    "prints one table (pgprune compare --help); bench times training steps (pgprune bench --help)."
 )
 
 TRAINER_DEFAULTS = {

@@ -26,8 +26,7 @@ def all_masks(num_units: int) -> Tensor:
 
 def mask_samples(losses_S: Tensor, masks_SU: Tensor, s_U: Tensor, **more: Any) -> MaskSamples:
     """Samples that all read the same batch."""
-    texts_S = torch.zeros(len(losses_S), dtype=torch.int64)
-    return MaskSamples(masks_SU, losses_S, s_U, **({"texts_S": texts_S} | more))
+    return MaskSamples(masks_SU, losses_S, s_U, **more)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Toy:
             masks_SU=masks_SU,
             losses_S=self.losses_XM[texts_S, rows_S],
             keep_probabilities_U=self.s_U,
-            texts_S=slots_S,
+            num_texts=len(texts),
             dense_losses_S=self.dense_X[texts_S],
         )
 

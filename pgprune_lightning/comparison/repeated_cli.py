@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NoReturn
 
 from pgprune_lightning.console import OneLineErrorParser, plain_message
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.pruning_cli import PruningCLI
+from pgprune_lightning.pruning_cli import PruningCLI, run_command
 
 
 class RaisingParser(OneLineErrorParser):
@@ -31,3 +31,26 @@ class RepeatedCLI(PruningCLI):
             made = {name: value for name, value in vars(self).items() if name not in before}
             RepeatedCLI._parser_state.update(made)
         vars(self).update(RepeatedCLI._parser_state)
+
+
+class _ParserIsMade(Exception):  # noqa: N818 - a signal, no error
+    """Ends LightningCLI's work before it parses."""
+
+
+class _ParserMaker(RepeatedCLI):
+    """Makes the parser and nothing else."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
+        """Hand the parser over."""
+        del args
+        raise _ParserIsMade(parser)
+
+
+def fit_parser() -> RaisingParser:
+    """The parser of the command line, for as many configurations as there are."""
+    try:
+        run_command(["fit"], _ParserMaker, RaisingParser)
+    except _ParserIsMade as made:
+        parser: RaisingParser = made.args[0]
+        return parser
+    raise AssertionError("LightningCLI has not parsed")

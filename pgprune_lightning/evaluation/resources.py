@@ -62,6 +62,13 @@ class ResourceMeter:
         return seconds, max(peaks, default=None)
 
 
+def memory_in_use(device: torch.device) -> int | None:
+    """What `ResourceMeter` measures, now: bytes on the device, or of the process; or None."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _status_bytes("VmRSS")
+
+
 class _CudaPeak:
     def __init__(self, device: torch.device) -> None:
         self.device = device

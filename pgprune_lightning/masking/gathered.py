@@ -38,7 +38,7 @@ class GatheredExecution:
         model: The frozen model.
         space: The units of that model.
         width_multiple: Kept widths are filled up to a multiple of this with dropped units whose
-            columns are zeroed; None for what suits the device, 16 on CUDA, else 1.
+            columns are zeroed: matrix products like their rows aligned.
         most_gathered: Groups of which a greater share than this is kept, in [0, 1], are multiplied
             by their mask instead: there a copy of nearly everything costs what it saves.
     """
@@ -48,14 +48,13 @@ class GatheredExecution:
         model: PreTrainedModel,
         space: MaskSpace,
         *,
-        width_multiple: int | None = None,
-        most_gathered: float = 0.9,
+        width_multiple: int = 16,
+        most_gathered: float = 0.97,
     ) -> None:
         self.model = model
         self.space = space
         self.layers = decoder_layers(model)
-        on_cuda = model.device.type == "cuda"
-        self.width_multiple = width_multiple or (16 if on_cuda else 1)
+        self.width_multiple = width_multiple
         self.most_gathered = most_gathered
         self._is_masked = False
         for layer in self.layers:
@@ -83,9 +82,11 @@ class GatheredExecution:
                 layer = self.layers[group.layer]
                 if num_kept == 0:
                     stack.enter_context(skipped(layer, group.kind))
+                elif num_kept == group.count:
+                    continue
                 elif num_kept <= self.most_gathered * group.count:
                     gathered.append((group, kept_G))
-                elif num_kept < group.count:
+                else:
                     for handle in put_factors(layer, group.kind, kept_G[None]):
                         stack.callback(handle.remove)
             for linear, forward in self._gathered_forwards(gathered):
@@ -123,8 +124,8 @@ class GatheredExecution:
     def _on_device(self, units: list[Tensor]) -> list[Tensor]:
         """Bring index vectors to the model's device in one transfer that waits for nothing."""
         device = self.model.device
-        if device.type == "cpu" or not units:
-            return units
+        if device.type != "cuda" or not units:
+            return [units_K.to(device) for units_K in units]
         together = torch.cat(units).pin_memory().to(device, non_blocking=True)
         return list(together.split([len(units_K) for units_K in units]))
 

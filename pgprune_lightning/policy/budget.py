@@ -6,6 +6,7 @@ Shapes: U units of the whole model, N free units of one constraint.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from pgprune_lightning.policy.layer_bounds import (
     project_within_groups,
 )
 from pgprune_lightning.policy.mask_space import MaskSpace
-from pgprune_lightning.policy.projection import project_onto_budget
+from pgprune_lightning.policy.projection import project_onto_budget, try_projection
 
 __all__ = ["BudgetScope", "Constraint", "FeasibleSet"]
 
@@ -74,6 +75,7 @@ class FeasibleSet:
             space, keep_ratio, scope, protected_layers, lower, upper, layer_keep_ratios
         )
         self._costs_U = scope_costs(space, scope)
+        self._constraints_on: dict[torch.device, tuple[Constraint, ...]] = {}
 
     def project(self, z_U: Tensor) -> Tensor:
         """Find the nearest feasible probabilities.
@@ -89,10 +91,36 @@ class FeasibleSet:
         """
         assert z_U.shape == (self._space.num_units,), z_U.shape
         s_U = torch.ones_like(z_U)
-        for constraint in self.constraints:
-            units = constraint.units.to(z_U.device)
-            s_U[units] = self._projected(z_U[units], constraint)
+        verdicts = []
+        for constraint in self._placed(z_U.device):
+            s_N, is_exact = self._tried(z_U.index_select(0, constraint.units), constraint)
+            s_U.index_copy_(0, constraint.units, s_N)
+            verdicts += is_exact
+        # The one result that the host reads, of everything at once.
+        if verdicts and not bool(torch.stack(verdicts).all()):
+            for constraint in self._placed(z_U.device):
+                s_N = self._projected(z_U.index_select(0, constraint.units), constraint)
+                s_U.index_copy_(0, constraint.units, s_N)
         return s_U
+
+    def _placed(self, device: torch.device) -> tuple[Constraint, ...]:
+        """The constraints with their tensors on a device, copied there once."""
+        if device not in self._constraints_on:
+            self._constraints_on[device] = tuple(
+                replace(part, units=part.units.to(device), costs=part.costs.to(device))
+                for part in self.constraints
+            )
+        return self._constraints_on[device]
+
+    def _tried(self, z_N: Tensor, constraint: Constraint) -> tuple[Tensor, list[Tensor]]:
+        """A projection, and whether it is one, where only that has to be read."""
+        if constraint.groups:
+            return self._projected(z_N, constraint), []
+        lower, upper, limit = constraint.lower, constraint.upper, constraint.limit
+        s_N, is_exact = try_projection(
+            z_N.double(), limit, constraint.costs, lower, upper, fill=self._fill
+        )
+        return s_N.to(z_N), [is_exact]
 
     def _projected(self, z_N: Tensor, constraint: Constraint) -> Tensor:
         lower, upper = constraint.lower, constraint.upper

@@ -46,7 +46,10 @@ class GroupBounds:
 
     def holds(self, values_N: Tensor, slack: float = 0.0) -> bool:
         """Whether the group's part of a mask or of probabilities, (N,), sums to what it may."""
-        total = float(values_N[self.start : self.end].sum())
+        return self.allows(float(values_N[self.start : self.end].sum()), slack)
+
+    def allows(self, total: float, slack: float = 0.0) -> bool:
+        """Whether the group may sum to a total."""
         return self.least - slack <= total <= self.most + slack
 
 
@@ -158,7 +161,10 @@ def project_within_groups(
     unbound = list(groups)
     while True:
         s = project_onto_budget(z, budget, costs_U=costs, lower=lowest, upper=highest, fill=fill)
-        crossed = [group for group in unbound if not group.holds(s)]
+        # All sums in one transfer instead of a wait for every group.
+        totals = torch.stack([s[group.start : group.end].sum() for group in groups]).tolist()
+        pairs = zip(groups, totals, strict=True)
+        crossed = [group for group, total in pairs if group in unbound and not group.allows(total)]
         if not crossed:
             return s.to(z_N)
         for group in crossed:

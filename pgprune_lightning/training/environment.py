@@ -1,12 +1,13 @@
 """The environment that the policy acts on: a frozen language model that answers a mask with a loss.
 
-Shapes: S mask samples, U units, B sequences, T tokens, N tokens of a batch, H hidden.
+Shapes: S mask samples, U units, B sequences, P sequences of a part, T tokens, N tokens of a batch,
+H hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgprune_lightning.masking.activation_memory import sequences_per_forward
 from pgprune_lightning.masking.fingerprint import model_fingerprint
 from pgprune_lightning.masking.frozen_model import (
     load_model_config,
@@ -125,10 +127,8 @@ class FrozenEnvironment:
         Returns:
             Nats per token, (B, T - 1), float32.
         """
-        if mask_U is None:
-            return token_nll(self.model, batch_BT)
-        with self.masked(mask_U) as model:
-            return token_nll(model, batch_BT)
+        with nullcontext(self.model) if mask_U is None else self.masked(mask_U) as model:
+            return torch.cat([token_nll(model, part_BT) for part_BT in self._parts(batch_BT)])
 
     @torch.no_grad()
     def losses_of_masks(
@@ -146,7 +146,8 @@ class FrozenEnvironment:
         """
         loss_under = self._loss_under(batch_BT, judge)
         losses = []
-        for mask_U in masks_SU:
+        # One transfer, so that the host prepares a mask while the last one's pass still runs.
+        for mask_U in masks_SU.cpu():
             with self._loaded().timed(mask_U):
                 losses.append(loss_under(mask_U).mean())
         return torch.stack(losses).double()
@@ -165,25 +166,41 @@ class FrozenEnvironment:
         Returns:
             Mean loss of each sequence under its mask in nats per token, (B,), float64.
         """
-        dense_NH = predicting_states(self.model, batch_BT) if judge == "kl_to_dense" else None
-        with self._loaded().multiplied.masked_each(masks_BU) as model:
-            if dense_NH is None:
-                loss_BT = token_nll(model, batch_BT)
-            else:
-                loss_BT = token_kl(model, batch_BT, dense_NH)
-        return loss_BT.mean(dim=1).double()
+        multiplied = self._loaded().multiplied
+        rows = self._rows(batch_BT)
+        losses = []
+        for part_BT, masks_PU in zip(batch_BT.split(rows), masks_BU.split(rows), strict=True):
+            # On the whole model, before the masks lie on it.
+            loss_of = self._loss_of(part_BT, judge)
+            with multiplied.masked_each(masks_PU) as model:
+                losses.append(loss_of(model))
+        return torch.cat(losses).mean(dim=1).double()
 
     def _loss_under(self, batch_BT: Tensor, judge: Judge) -> Callable[[Tensor], Tensor]:
         """What maps a mask to its losses on a batch, in nats per token, (B, T - 1), float32."""
         if judge == "cross_entropy":
             return partial(self.token_nll, batch_BT)
-        dense_NH = predicting_states(self.model, batch_BT)
+        losses_of = [self._loss_of(part_BT, judge) for part_BT in self._parts(batch_BT)]
 
         def divergence(mask_U: Tensor) -> Tensor:
             with self.masked(mask_U) as model:
-                return token_kl(model, batch_BT, dense_NH)
+                return torch.cat([loss_of(model) for loss_of in losses_of])
 
         return divergence
+
+    def _loss_of(self, part_BT: Tensor, judge: Judge) -> Callable[[PreTrainedModel], Tensor]:
+        """What maps the masked model to its losses on some sequences, (B, T - 1), float32."""
+        if judge == "cross_entropy":
+            return partial(token_nll, input_ids_BT=part_BT)
+        dense_NH = predicting_states(self.model, part_BT)
+        return partial(token_kl, input_ids_BT=part_BT, dense_NH=dense_NH)
+
+    def _parts(self, batch_BT: Tensor) -> tuple[Tensor, ...]:
+        """A batch in parts whose activations stay small beside the weights."""
+        return batch_BT.split(self._rows(batch_BT))
+
+    def _rows(self, batch_BT: Tensor) -> int:
+        return sequences_per_forward(self.model.config, batch_BT.shape[1], self.model.dtype)
 
     def _loaded(self) -> ExecutionChoice:
         assert self._execution is not None, "the weights are not loaded"

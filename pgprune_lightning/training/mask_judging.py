@@ -69,12 +69,11 @@ class MaskJudging:
         num_texts = 1 if self.masks_per == "batch" else len(batch_BT)
         num_masks = num_texts * self.num_mask_samples
         masks_SU = estimator.draw(keep_probabilities_U, num_masks, generator)
-        texts_S = torch.arange(num_texts, device=masks_SU.device)
         return MaskSamples(
             masks_SU=masks_SU,
             losses_S=self._losses(environment, batch_BT, masks_SU),
             keep_probabilities_U=keep_probabilities_U,
-            texts_S=texts_S.repeat_interleave(self.num_mask_samples),
+            num_texts=num_texts,
             dense_losses_S=(
                 self._dense_losses(environment, batch_BT) if estimator.needs_dense_losses else None
             ),

@@ -54,19 +54,23 @@ def half_mask(space: MaskSpace, keep_ratio: float = 0.5) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "width_multiple"),
-    [(torch.float32, 1), (torch.float32, 16), (torch.bfloat16, 1)],
+    ("dtype", "width_multiple", "most_gathered"),
+    [(torch.float32, 1, 1.0), (torch.float32, 16, 0.6), (torch.bfloat16, 1, 1.0)],
 )
 def test_gathered_equals_multiplied_and_cut(
     family_model: PreTrainedModel,
     units: dict[str, Any],
     dtype: torch.dtype,
     width_multiple: int,
+    most_gathered: float,
 ) -> None:
+    """Also where the fuller groups are multiplied and the others gathered, in the same pass."""
     model = copy.deepcopy(family_model).to(dtype)
     space = mask_space_of(model, **units)
     multiplied = MultipliedExecution(model, space)
-    gathered = GatheredExecution(model, space, width_multiple=width_multiple)
+    gathered = GatheredExecution(
+        model, space, width_multiple=width_multiple, most_gathered=most_gathered
+    )
     for name, mask_U in masks_of(space):
         with gathered.masked(mask_U) as masked:
             actual = logits_of(masked)
@@ -153,7 +157,8 @@ def test_as_much_is_computed_as_is_kept(
     """Of 24 channels; 0.9 of them are 21.6."""
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     mask_U[space.group(1, "mlp_channel").start + kept : space.group(1, "mlp_channel").end] = False
-    with GatheredExecution(model, space, width_multiple=multiple).masked(mask_U) as masked:
+    execution = GatheredExecution(model, space, width_multiple=multiple, most_gathered=0.9)
+    with execution.masked(mask_U) as masked:
         assert inner_widths(masked) == [24, width, 24]
 
 

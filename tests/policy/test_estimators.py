@@ -284,8 +284,8 @@ def test_units_at_a_bound_have_no_gradient_and_spoil_no_other():
 
 def test_a_loss_that_is_not_finite_leaves_the_baseline_alone():
     estimator = with_baseline(5.0)
-    with pytest.raises(AssertionError):
-        estimator.estimate(mask_samples(torch.tensor([1.0, float("nan")]), MASKS[:2], S))
+    gradient = estimator.estimate(mask_samples(torch.tensor([1.0, float("nan")]), MASKS[:2], S))
+    assert not gradient.isfinite().any(), "so that the projection refuses the step"
     assert estimator.baseline.item() == 5.0
     assert estimator.num_updates.item() == 3
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pgprune_lightning.masking import activation_memory
+from pgprune_lightning.masking.activation_memory import bytes_per_token
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.training.environment import FrozenEnvironment, Judge
-from tests.tiny_models import random_tokens
+from tests.tiny_models import NUM_TOKENS, random_tokens
 from tests.tiny_runs import TinyRun
 
 JUDGES: tuple[Judge, ...] = ("cross_entropy", "kl_to_dense")
@@ -70,3 +72,33 @@ def test_each_sequence_is_judged_under_its_own_mask(
         ]
     )
     torch.testing.assert_close(losses_B, expected_B, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_batch_in_parts_has_the_same_losses(
+    environment: FrozenEnvironment, monkeypatch: pytest.MonkeyPatch, rows: int, judge: Judge
+) -> None:
+    batch_BT, masks_BU = random_tokens(rows=5), masks_of(environment, 5)
+
+    def losses() -> list[Tensor]:
+        return [
+            environment.token_nll(batch_BT, None),
+            environment.token_nll(batch_BT, masks_BU[0]),
+            environment.losses_of_masks(batch_BT, masks_BU[:2], judge),
+            environment.losses_of_sequences(batch_BT, masks_BU, judge),
+        ]
+
+    whole = losses()
+    bytes_per_sequence = NUM_TOKENS * bytes_per_token(environment.model.config, torch.float32)
+    monkeypatch.setattr(activation_memory, "BYTES_PER_FORWARD", rows * bytes_per_sequence)
+    forwards: list[int] = []
+    handle = environment.model.model.register_forward_pre_hook(
+        lambda _module, arguments: forwards.append(arguments[0].shape[0])
+    )
+    for in_parts, at_once in zip(losses(), whole, strict=True):
+        torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
+    handle.remove()
+    assert max(forwards) == rows
+    # One pass, one, two and one, and with the divergence the dense model's for both of the last.
+    assert sum(forwards) == 5 * (5 if judge == "cross_entropy" else 7)

@@ -25,8 +25,8 @@ class MaskSamples:
         masks_SU: The masks, (S, U) bool, as `GradientEstimator.draw` returned them.
         losses_S: Loss under each mask, (S,) float64, finite, in nats per token.
         keep_probabilities_U: The probabilities that they were drawn from, (U,) float64.
-        texts_S: Which text of the step each mask was judged on, (S,) int64, from 0, text by text
-            and equally many masks each; all 0 where every mask reads the whole batch.
+        num_texts: How many texts judged them (X): the first S / X masks the first, and so on; 1
+            where every mask reads the whole batch.
         dense_losses_S: Loss of the dense model on the same text, (S,) float64, in nats per token;
             None where the estimator does not need it.
         all_losses_R: The losses of all ranks, (R,) float64; None: `losses_S`, for a single rank.
@@ -37,7 +37,7 @@ class MaskSamples:
     masks_SU: Tensor
     losses_S: Tensor
     keep_probabilities_U: Tensor
-    texts_S: Tensor
+    num_texts: int = 1
     dense_losses_S: Tensor | None = None
     all_losses_R: Tensor | None = None
     of_all_ranks: Callable[[Tensor], Tensor] = _only_this_rank
@@ -45,7 +45,7 @@ class MaskSamples:
     def __post_init__(self) -> None:
         assert self.masks_SU.dtype == torch.bool, self.masks_SU.dtype
         assert self.masks_SU.shape == (len(self.losses_S), len(self.keep_probabilities_U))
-        assert self.texts_S.shape == self.losses_S.shape, (self.texts_S.shape, self.losses_S.shape)
+        assert len(self.losses_S) % self.num_texts == 0, (self.losses_S.shape, self.num_texts)
 
     @property
     def losses_R(self) -> Tensor:  # noqa: N802 - the suffix is the shape
@@ -56,10 +56,7 @@ class MaskSamples:
     @property
     def masks_per_text(self) -> int:
         """How many masks of this rank each text judged (N)."""
-        # The last text has the highest number, since they lie text by text.
-        num_samples, num_texts = len(self.texts_S), int(self.texts_S[-1]) + 1
-        assert num_samples % num_texts == 0, (num_samples, num_texts)
-        return num_samples // num_texts
+        return len(self.losses_S) // self.num_texts
 
     def by_text(self, values_S: Tensor) -> Tensor:
         """A value of each mask, (S,), as one row a text, (X, N)."""

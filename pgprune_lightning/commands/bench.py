@@ -1,0 +1,213 @@
+"""`bench`: what a training step costs, side by side with the step as it is usually written."""
+
+# No `from __future__ import annotations`: the command line reads these types.
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.benchmark import SHAPES, run_benchmark, shape_config
+from pgprune_lightning.benchmark.picture import check_picture, draw
+from pgprune_lightning.benchmark.random_weights import random_model
+from pgprune_lightning.benchmark.report import header, rows, scaling_rows
+from pgprune_lightning.benchmark.side_by_side import Benchmark
+from pgprune_lightning.benchmark.timing import Limits
+from pgprune_lightning.benchmark.unit_scaling import time_by_units
+from pgprune_lightning.benchmark.workload import check_keep_ratios
+from pgprune_lightning.commands.bench_choice import Choice, choose
+from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.evaluation import provenance
+from pgprune_lightning.masking.frozen_model import load_frozen_model, resolve_dtype
+from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.training.execution_choice import ExecutionName
+
+DESCRIPTION = (
+    "Times whole training steps, ours in turn with a reference: sequential forward passes "
+    "multiplied by the masks, with a host synchronisation in every layer. Start with: "
+    "pgprune bench --shape smollm2-135m"
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows `bench`.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        UserError: If something has to be changed by the user; before any model is built.
+    """
+    quiet_libraries()
+    given = bench_parser().parse_args(list(arguments))
+    choice = choose(given)
+    workload, keep_ratios = choice.workload, choice.keep_ratios
+    _check(given, choice)
+    earlier = [_read(Path(file)) for file in given.others]
+    device = _device(given.device)
+    model = _model(given.shape, choice, device)
+    limits = Limits(given.steps, given.seconds)
+    benchmark = Benchmark(model, workload, limits, choice.execution)
+    about: dict[str, Any] = (
+        {"model": given.shape or choice.source} | asdict(workload) | provenance(device)
+    )
+    about["command"] = shlex.join(["python", "-m", "pgprune_lightning", "bench", *arguments])
+    print(header(about | benchmark.describe()), flush=True)
+    result = about | run_benchmark(
+        benchmark, keep_ratios, lambda part: print(rows(part), flush=True)
+    )
+    if given.scaling:
+        result["scaling"] = time_by_units(
+            device,
+            keep_ratio=keep_ratios[0],
+            num_mask_samples=workload.num_mask_samples,
+            lr=workload.lr,
+        )
+        print(scaling_rows(result["scaling"]), flush=True)
+    if given.output is not None:
+        write_atomically(Path(given.output), (json.dumps(result, indent=1) + "\n").encode())
+    if given.picture is not None:
+        draw([*earlier, result], Path(given.picture))
+    return 0
+
+
+def _tell(part: dict[str, Any]) -> None:
+    print(rows(part), flush=True)
+
+
+def bench_parser() -> OneLineErrorParser:
+    """The command's own options."""
+    parser = OneLineErrorParser(prog="pgprune bench", description=DESCRIPTION)
+    add = parser.add_argument
+    add(
+        "--config",
+        type=str | None,
+        default=None,
+        help="Recipe of fit: its model, sizes and keep ratio, where no other option gives them.",
+    )
+    add(
+        "--model",
+        type=str | None,
+        default=None,
+        help="Model in place of the recipe's: folder, hub id, .gguf file, package:DIST/FILE.gguf.",
+    )
+    add(
+        "--shape",
+        type=str | None,
+        default=None,
+        help=f"Published shape with random weights instead: {', '.join(SHAPES)}.",
+    )
+    add(
+        "--keep-ratio",
+        type=float,
+        nargs="+",
+        default=None,
+        help="Shares of the units that stay, each in (0, 1]; the recipe's, or 0.5.",
+    )
+    add(
+        "--dtype",
+        type=Literal["auto", "bfloat16", "float16", "float32"] | None,
+        default=None,
+        help="Type of the weights; auto: bfloat16 where the device computes in it natively.",
+    )
+    add(
+        "--device",
+        type=Literal["auto", "cpu", "cuda"],
+        default="auto",
+        help="Where the model runs; auto: a GPU where there is one.",
+    )
+    add(
+        "--execution",
+        type=ExecutionName | None,
+        default=None,
+        help="How ours executes a mask; auto picks the faster in the first steps. The recipe's, "
+        "or auto.",
+    )
+    for name, what in (
+        ("batch-size", "Sequences of a batch; the recipe's, or 8."),
+        ("block-length", "Tokens of a sequence; the recipe's, or 128."),
+        ("num-mask-samples", "Masks drawn in a step (N_s); the recipe's, or 2."),
+    ):
+        add(f"--{name}", type=int | None, default=None, help=what)
+    add("--steps", type=int, default=20, help="Timed steps of each, at most, at a keep ratio.")
+    add(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="Time for the steps of a keep ratio, in seconds.",
+    )
+    add(
+        "--scaling", action="store_true", help="Time sampling and update at 10^3 to 10^7 units too."
+    )
+    add("--output", type=str | None, default=None, help="JSON file of the results.")
+    add(
+        "--picture", type=str | None, default=None, help="Picture of the costs: .png, .svg or .pdf."
+    )
+    add(
+        "--others",
+        type=str,
+        nargs="+",
+        default=[],
+        help="JSON files of earlier results that the picture shows beside this one.",
+    )
+    return parser
+
+
+def _check(given: Any, choice: Choice) -> None:
+    """Refuse what would only fail after minutes."""
+    choice.workload.check()
+    check_keep_ratios(choice.keep_ratios)
+    if given.steps < 1 or not given.seconds > 0:
+        raise UserError("--steps must be at least 1 and --seconds above 0.")
+    if given.shape is not None:
+        shape_config(given.shape)
+    for option in ("output", "picture"):
+        if getattr(given, option) is not None:
+            _check_writable(option, Path(getattr(given, option)))
+    if given.picture is not None:
+        check_picture(Path(given.picture))
+    elif given.others:
+        raise UserError("--others: they are for the picture; give --picture too.")
+
+
+def _check_writable(option: str, path: Path) -> None:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--{option}: {path} cannot be written; give a file in a folder of yours.")
+
+
+def _device(name: str) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise UserError("--device: cuda is given, but there is no CUDA device; give cpu.")
+    return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")
+
+
+def _model(shape: str | None, choice: Choice, device: torch.device) -> PreTrainedModel:
+    dtype = resolve_dtype(choice.dtype, device)
+    if shape is not None:
+        return random_model(shape_config(shape), dtype=dtype, device=device)
+    source = resolve_model_source(choice.source)
+    return load_frozen_model(source, dtype=dtype, device=device, attention=choice.attention)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An earlier result."""
+    try:
+        result = json.loads(path.read_text())
+        for name in ("model", "parameters", "reference", "ours", "keep_ratio"):
+            result[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--others: {path} is no result of bench: {error}.") from error
+    assert isinstance(result, dict)
+    return result
