@@ -215,6 +215,7 @@ def run_command(
     arguments: Sequence[str] | None = None,
     cli_class: type[PruningCLI] = PruningCLI,
     parser_class: type[LightningArgumentParser] = OneLineErrorParser,
+    module_class: type[PolicyGradientPruning] = PolicyGradientPruning,
 ) -> PruningCLI:
     """Parse the arguments and run the subcommand they name.
 
@@ -222,6 +223,7 @@ def run_command(
         arguments: What follows the program's name; None: `sys.argv`.
         cli_class: What is done with what was parsed.
         parser_class: How a mistake in the arguments is reported.
+        module_class: What is run; its arguments are the options `model`.
 
     Raises:
         UserError: If something has to be changed by the user.
@@ -229,7 +231,7 @@ def run_command(
     _check_callbacks_package()
     quiet_libraries()
     return cli_class(
-        PolicyGradientPruning,
+        module_class,
         TokenBlocksDataModule,
         trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=0,
