@@ -27,8 +27,9 @@ DESCRIPTION = (
     "Start with: pgprune fit --config configs/quickstart.yaml"
 )
 OTHER_COMMANDS = (
-    "One more command has options of its own (pgprune compare --help): compare prunes one model "
-    "by several methods and prints one table."
+    "Three more commands have options of their own (pgprune compare --help): compare prunes one "
+    "model by several methods and prints one table; study compares recipes at equal passes and "
+    "back-propagation at equal time; variance measures how far gradient estimates scatter."
 )
 
 TRAINER_DEFAULTS = {

@@ -32,11 +32,13 @@ class Method:
         options: Options of `fit` for this row.
         finetune: Whether the pruned model is tuned before it is measured; None: where the
             experiment says how, and something is pruned.
+        recipe: Configurations over the experiment's recipe, under all options.
     """
 
     kind: MethodKind
     options: Options
     finetune: bool | None = None
+    recipe: tuple[Path, ...] = ()
 
     @property
     def has_mask(self) -> bool:
