@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgprune_lightning.commands import bench, compare
+from pgprune_lightning.commands import bench, compare, study, variance
 from pgprune_lightning.console import EXIT_USER_ERROR, print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.pruning_cli import run_command
+
+OWN_COMMANDS = {
+    "bench": bench.main,
+    "compare": compare.main,
+    "study": study.main,
+    "variance": variance.main,
+}
+"""Those whose options are not `fit`'s."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments[:1] == ["bench"]:
-        return bench.main(arguments[1:])
-    if arguments[:1] == ["compare"]:
-        return compare.main(arguments[1:])
+    if arguments and arguments[0] in OWN_COMMANDS:
+        return OWN_COMMANDS[arguments[0]](arguments[1:])
     run_command(arguments)
     return 0

@@ -27,8 +27,10 @@ DESCRIPTION = (
     "Start with: pgprune fit --config configs/quickstart.yaml"
 )
 OTHER_COMMANDS = (
-    "Two more commands have options of their own: compare prunes one model by several methods and "
-    "prints one table (pgprune compare --help); bench times training steps (pgprune bench --help)."
+    "Four more commands have options of their own (pgprune compare --help, pgprune bench --help): "
+    "compare prunes one model by several methods and prints one table; bench times training steps; "
+    "study compares recipes at equal passes and back-propagation at equal time; variance measures "
+    "how far gradient estimates scatter."
 )
 
 TRAINER_DEFAULTS = {
@@ -215,6 +217,7 @@ def run_command(
     arguments: Sequence[str] | None = None,
     cli_class: type[PruningCLI] = PruningCLI,
     parser_class: type[LightningArgumentParser] = OneLineErrorParser,
+    module_class: type[PolicyGradientPruning] = PolicyGradientPruning,
 ) -> PruningCLI:
     """Parse the arguments and run the subcommand they name.
 
@@ -222,6 +225,7 @@ def run_command(
         arguments: What follows the program's name; None: `sys.argv`.
         cli_class: What is done with what was parsed.
         parser_class: How a mistake in the arguments is reported.
+        module_class: What is run; its arguments are the options `model`.
 
     Raises:
         UserError: If something has to be changed by the user.
@@ -229,7 +233,7 @@ def run_command(
     _check_callbacks_package()
     quiet_libraries()
     return cli_class(
-        PolicyGradientPruning,
+        module_class,
         TokenBlocksDataModule,
         trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=0,

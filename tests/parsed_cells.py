@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from pgprune_lightning.comparison import Experiment
+from pgprune_lightning.comparison.cell import module_class
 from pgprune_lightning.comparison.option_check import cell_arguments, check_config
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.pruning_cli import run_command
@@ -29,7 +30,8 @@ def parsed_cell(experiment: Experiment, setting: str, method: str) -> Any:
     """The options of a cell, checked and resolved."""
     arguments = ["fit", *cell_arguments(experiment, setting, method)]
     try:
-        run_command(arguments, _ParsingCLI, RaisingParser)
+        module = module_class(experiment.methods[method].kind)
+        run_command(arguments, _ParsingCLI, RaisingParser, module)
     except _Parsed as parsed:
         return parsed.args[0]
     raise AssertionError("LightningCLI has not checked its configuration")

@@ -128,10 +128,26 @@ APPENDICES = {
 SMALL_MODELS = {"smollm2_c4", "tiny_stories"}
 """Recipes for models that the paper did not prune."""
 
+WAYS_TO_LEARN = {"fast"}
+"""Recipes that are laid over that of a model."""
+
 
 def test_every_recipe_is_held_against_the_paper() -> None:
     found = {path.stem for path in CONFIGS.glob("recipes/*.yaml")}
-    assert found == DEPARTURES.keys() | APPENDICES.keys() | SMALL_MODELS
+    assert found == DEPARTURES.keys() | APPENDICES.keys() | SMALL_MODELS | WAYS_TO_LEARN
+
+
+@pytest.mark.parametrize("recipe", sorted(WAYS_TO_LEARN))
+def test_a_way_to_learn_suits_every_model(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    text = (CONFIGS / "recipes" / f"{recipe}.yaml").read_text()
+    assert f"configs/quickstart.yaml --config configs/recipes/{recipe}.yaml" in text
+    plain = parse(capsys, "quickstart.yaml")
+    config = parse(capsys, "quickstart.yaml", f"recipes/{recipe}.yaml")
+    theirs = {"base_model", "keep_ratio", "unit_kinds", "dtype", "attention"}
+    assert {name: config["model"][name] for name in theirs} == {
+        name: plain["model"][name] for name in theirs
+    }
+    assert config["data"] == plain["data"] | {"batch_size": config["data"]["batch_size"]}
 
 
 @pytest.mark.parametrize("recipe", sorted(SMALL_MODELS))

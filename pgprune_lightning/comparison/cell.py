@@ -8,13 +8,20 @@ from typing import Any
 
 import callbacks
 from pgprune_lightning.comparison.cell_identity import Identity, cell_identity
-from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions, MethodKind
+from pgprune_lightning.comparison.experiment import (
+    LEARNING_KINDS,
+    Experiment,
+    FinetuneOptions,
+    MethodKind,
+)
 from pgprune_lightning.comparison.experiment_file import folder_name
 from pgprune_lightning.comparison.option_check import cell_arguments, check_config
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.initial_policy import METRICS
 from pgprune_lightning.pruning_cli import plain, run_command
+from pgprune_lightning.reference import BackpropagatedPruning
+from pgprune_lightning.training import PolicyGradientPruning
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,11 @@ class Cell:
     def title(self) -> str:
         """How messages call it."""
         return f"{self.setting} / {self.method} / seed {self.seed}"
+
+
+def module_class(kind: MethodKind) -> type[PolicyGradientPruning]:
+    """What `fit` runs for a method, and whose options it takes."""
+    return BackpropagatedPruning if kind == "backpropagated" else PolicyGradientPruning
 
 
 class _CheckedCLI(RepeatedCLI):
@@ -109,10 +121,10 @@ def _cells(experiment: Experiment, setting: str, method: str, output: Path) -> l
 
 def _checked_config(kind: MethodKind, arguments: list[str]) -> dict[str, Any]:
     """The resolved options of a cell."""
-    subcommand = "fit" if kind == "learned" else "validate"
+    subcommand = "fit" if kind in LEARNING_KINDS else "validate"
     # The recipe's own folder may hold a run, which is none of our business.
     run = [subcommand, *arguments, "--existing_run=move_aside"]
-    cli = run_command(run, _CheckedCLI, RaisingParser)
+    cli = run_command(run, _CheckedCLI, RaisingParser, module_class(kind))
     config: dict[str, Any] = plain(cli.config[subcommand].as_dict())
     return config
 
@@ -120,7 +132,7 @@ def _checked_config(kind: MethodKind, arguments: list[str]) -> dict[str, Any]:
 def _is_random(kind: MethodKind, config: dict[str, Any]) -> bool:
     start = config["model"]["initialization"]
     draws = METRICS[start["metric"]].draws and start["plan"] is None and start["scores"] is None
-    return kind == "learned" or (kind == "metric" and draws)
+    return kind in LEARNING_KINDS or (kind == "metric" and draws)
 
 
 def _seeded(config: dict[str, Any], seed: int) -> dict[str, Any]:

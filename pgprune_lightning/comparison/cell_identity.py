@@ -7,7 +7,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions, MethodKind, leaves
+from pgprune_lightning.comparison.experiment import (
+    LEARNING_KINDS,
+    Experiment,
+    FinetuneOptions,
+    MethodKind,
+    leaves,
+)
 from pgprune_lightning.comparison.local_files import content_digests, model_digest
 from pgprune_lightning.masking.model_source import resolve_model_source
 
@@ -106,7 +112,7 @@ def _deciding_options(kind: MethodKind, config: dict[str, Any]) -> dict[str, Any
     options = _without(config, NO_NUMBER_CHANGES)
     # The masks are compared on the first text alone.
     options["data"]["test"] = options["data"]["test"][:1]
-    if kind == "learned":
+    if kind in LEARNING_KINDS:
         return options
     options = _without(options, OF_TRAINING)
     options["trainer"] = {"accelerator": config["trainer"]["accelerator"]}

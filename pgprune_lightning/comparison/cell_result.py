@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pgprune_lightning.comparison.cell import Cell
+from pgprune_lightning.comparison.cell import Cell, module_class
 from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
 from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions
@@ -57,7 +57,8 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
 
     Returns:
         Primitives: what `measure` gives; `parameters`, `parameters_share`, `seconds`,
-        `peak_memory_bytes`; and what they belong to.
+        `peak_memory_bytes`; `passes`, of 8 x 128 tokens, by what they were for, but for SliceGPT,
+        which runs the model layer by layer; and what they belong to.
 
     Raises:
         UserError: If something has to be changed by the user.
@@ -105,6 +106,7 @@ def _measured(
 
 def _dense(cell: Cell) -> _Pruned:
     cli = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
+    cli.making.stop()
     environment = cli.model.environment
     meter = ResourceMeter()
     meter.start(cli.device)
@@ -115,20 +117,21 @@ def _dense(cell: Cell) -> _Pruned:
         opened=nullcontext(environment.model),
         cut=lambda: environment.model,
         parameters=environment.space.total_parameters,
+        details={"passes": cli.making.counter.passes},
     )
 
 
 def _metric(cell: Cell) -> _Pruned:
     cli = run_start([*cell.arguments], cell.folder / RUN_FOLDER, cell.seed)
     plan = cli.model.current_plan()
-    cli.making.meter.stop()
+    cli.making.stop()
     return _masked(cli, plan, {})
 
 
 def _learned(cell: Cell) -> _Pruned:
     run_dir = cell.folder / RUN_FOLDER
-    cli = run_fit([*cell.arguments], run_dir, cell.seed)
-    cli.making.meter.stop()
+    cli = run_fit([*cell.arguments], run_dir, cell.seed, module_class(cell.kind))
+    cli.making.stop()
     plan = PruningPlan.load(run_dir / "plans" / "best")
     details = {
         "steps": cli.trainer.global_step,
@@ -147,13 +150,15 @@ def _masked(cli: CellCLI, plan: PruningPlan, details: dict[str, Any]) -> _Pruned
         cut=partial(cut_model, environment.model, plan.space, plan.mask_U),
         parameters=plan.kept_parameters,
         plan=plan,
-        details=details | {"unit_kinds": list(plan.space.kinds)},
+        details=details
+        | {"unit_kinds": list(plan.space.kinds), "passes": cli.making.counter.passes},
     )
 
 
 def _slicegpt(cell: Cell) -> _Pruned:
     """Slice to as many parameters as a mask of the same budget keeps."""
     cli = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
+    cli.making.stop()
     module, data = cli.model, cli.datamodule
     text = data.calibration_batches(module.initialization.num_blocks, data.batch_size)
     meter = ResourceMeter()
@@ -173,4 +178,10 @@ def _slicegpt(cell: Cell) -> _Pruned:
     )
 
 
-_MAKERS = {"dense": _dense, "metric": _metric, "learned": _learned, "slicegpt": _slicegpt}
+_MAKERS = {
+    "dense": _dense,
+    "metric": _metric,
+    "learned": _learned,
+    "backpropagated": _learned,
+    "slicegpt": _slicegpt,
+}

@@ -10,10 +10,12 @@ from lightning.pytorch import Callback, Trainer
 
 import callbacks
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
+from pgprune_lightning.evaluation.pass_counter import PassCounter
 from pgprune_lightning.evaluation.resources import ResourceMeter
 from pgprune_lightning.masking.frozen_model import resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.pruning_cli import run_command
+from pgprune_lightning.training import PolicyGradientPruning
 
 ANY_START = (
     "--model.initialization.metric=random",
@@ -31,26 +33,51 @@ class MakingOfMask(Callback):
 
     def __init__(self) -> None:
         self.meter = ResourceMeter()
+        self.counter = PassCounter()
 
     def state_dict(self) -> dict[str, Any]:
         """What has been taken so far."""
         seconds, peak = self.meter.lap()
-        return {"seconds": seconds, "peak_memory_bytes": peak}
+        passes = self.counter.state_dict()
+        return {"seconds": seconds, "peak_memory_bytes": peak, "passes": passes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.meter.seconds += state_dict["seconds"]
         self.meter.peak_memory_bytes = state_dict["peak_memory_bytes"]
+        self.counter.load_state_dict(state_dict["passes"])
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Begin; the model is there, and the texts are tokenised."""
         del pl_module, stage
         self.meter.start(trainer.strategy.root_device)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """What follows is training."""
+        del trainer, pl_module, batch, batch_idx
+        self.counter.purpose = "training"
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """What follows is validation."""
+        del trainer, pl_module
+        self.counter.purpose = "validation"
+
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """End, before other callbacks measure the outcome."""
         del trainer, pl_module
+        self.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Leave the model, which other cells will use, as it was."""
+        del trainer, pl_module, exception
+        self.stop()
+
+    def stop(self) -> None:
+        """End, if that has not been done."""
         self.meter.stop()
+        self.counter.detach()
 
 
 class CellCLI(RepeatedCLI):
@@ -71,12 +98,13 @@ class CellCLI(RepeatedCLI):
         """Load the model before anything is measured; the environment will find it."""
         super().after_instantiate_classes()
         device = self.device
-        open_frozen_model(
+        model = open_frozen_model(
             self.model.source,
             dtype=resolve_dtype(self.model.model_dtype, device),
             device=device,
             attention=self.model.attention,
         )
+        self.making.counter.attach(model)
 
     @property
     def device(self) -> torch.device:
@@ -99,18 +127,21 @@ def run_start(arguments: list[str], run_dir: Path, seed: int) -> CellCLI:
     return cli
 
 
-def run_fit(arguments: list[str], run_dir: Path, seed: int) -> CellCLI:
+def run_fit(
+    arguments: list[str], run_dir: Path, seed: int, module_class: type[PolicyGradientPruning]
+) -> CellCLI:
     """Run a whole `fit`, from its last checkpoint on where an earlier try has left one.
 
     Args:
         arguments: The cell's configuration.
         run_dir: Folder of the run.
         seed: Seed of the run.
+        module_class: What learns.
     """
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--existing_run=move_aside"]
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         own.append(f"--ckpt_path={checkpoint}")
-    cli = run_command(["fit", *arguments, *own], CellCLI, RaisingParser)
+    cli = run_command(["fit", *arguments, *own], CellCLI, RaisingParser, module_class)
     assert isinstance(cli, CellCLI)
     return cli

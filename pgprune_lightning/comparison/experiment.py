@@ -12,7 +12,9 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import ZeroShotTask
 from pgprune_lightning.finetuning import ALPACA, LoraOptions
 
-MethodKind = Literal["dense", "metric", "slicegpt", "learned"]
+MethodKind = Literal["dense", "metric", "slicegpt", "learned", "backpropagated"]
+LEARNING_KINDS: tuple[MethodKind, ...] = ("learned", "backpropagated")
+"""Those that are a whole `fit`."""
 PictureKind = Literal["bars", "lines", "hamming", "sparsity"]
 
 Options = dict[str, Any]
@@ -25,20 +27,23 @@ class Method:
 
     Args:
         kind: `dense`: nothing is pruned; `metric`: the untrained mask; `learned`: the best plan of
-            a whole `fit`; `slicegpt`: rotation and slicing, which is no mask.
+            a whole `fit`; `slicegpt`: rotation and slicing, which is no mask; `backpropagated`: the
+            best plan of a `fit` by gradients through the model (`reference/`).
         options: Options of `fit` for this row.
         finetune: Whether the pruned model is tuned before it is measured; None: where the
             experiment says how, and something is pruned.
+        recipe: Configurations over the experiment's recipe, under all options.
     """
 
     kind: MethodKind
     options: Options
     finetune: bool | None = None
+    recipe: tuple[Path, ...] = ()
 
     @property
     def has_mask(self) -> bool:
         """Whether the result is a mask over the model's units."""
-        return self.kind in ("metric", "learned")
+        return self.kind in ("metric", *LEARNING_KINDS)
 
 
 @dataclass(frozen=True)

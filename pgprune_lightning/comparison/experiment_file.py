@@ -123,7 +123,9 @@ def _experiment(
             label: nested(mapping(options, f"settings.{label}"), f"settings.{label}")
             for label, options in settings.items()
         },
-        methods={name: _method(method, f"methods.{name}") for name, method in methods.items()},
+        methods={
+            name: _method(method, f"methods.{name}", folder) for name, method in methods.items()
+        },
         seeds=integers(data.get("seeds", [0]) if seeds is None else seeds, "seeds", 0),
         evaluation_lengths=lengths,
         evaluation_tokens=_tokens(data.get("evaluation_tokens"), max(lengths)),
@@ -172,23 +174,24 @@ def folder_name(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _recipe(value: Any, folder: Path) -> tuple[Path, ...]:
-    names = texts([value] if isinstance(value, str) else value, "recipe")
+def _recipe(value: Any, folder: Path, where: str = "recipe") -> tuple[Path, ...]:
+    names = texts([value] if isinstance(value, str) else value, where)
     paths = tuple(folder / name for name in names)
     for path in paths:
         if not path.is_file():
-            raise UserError(f"recipe: there is no file {path}.")
+            raise UserError(f"{where}: there is no file {path}.")
     return paths
 
 
-def _method(value: Any, where: str) -> Method:
-    fields = mapping(value, where, ("kind", "options", "finetune"))
+def _method(value: Any, where: str, folder: Path) -> Method:
+    fields = mapping(value, where, ("kind", "recipe", "options", "finetune"))
     kind = choice(fields.get("kind"), get_args(MethodKind), f"{where}.kind")
     options = mapping(fields.get("options"), f"{where}.options")
     finetune = fields.get("finetune")
     if finetune is not None and not isinstance(finetune, bool):
         raise UserError(f"{where}.finetune: must be true or false, given {finetune!r}.")
-    return Method(kind, nested(options, f"{where}.options"), finetune)
+    recipe = _recipe(fields.get("recipe"), folder, f"{where}.recipe")
+    return Method(kind, nested(options, f"{where}.options"), finetune, recipe)
 
 
 def _pictures(value: Any, experiment: Experiment) -> tuple[Picture, ...]:

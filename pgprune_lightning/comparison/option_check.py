@@ -27,7 +27,8 @@ def cell_arguments(experiment: Experiment, setting: str, method: str) -> list[st
             raise UserError(
                 f"{name}: the comparison chooses it; seeds and --output are its options."
             )
-    configs = [*map(str, experiment.recipe), *map(json.dumps, layers)]
+    recipe = (*experiment.recipe, *experiment.methods[method].recipe)
+    configs = [*map(str, recipe), *map(json.dumps, layers)]
     return [argument for config in configs for argument in ("--config", config)]
 
 

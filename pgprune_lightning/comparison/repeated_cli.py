@@ -19,18 +19,19 @@ class RaisingParser(OneLineErrorParser):
 
 
 class RepeatedCLI(PruningCLI):
-    """Makes the parser once for all runs of a process: that takes longer than parsing."""
+    """Makes a module's parser once for all runs of a process: that takes longer than parsing."""
 
-    _parser_state: ClassVar[dict[str, Any]] = {}
+    _parser_states: ClassVar[dict[Any, dict[str, Any]]] = {}
 
     def setup_parser(self, *arguments: Any, **keywords: Any) -> None:
         """Make the parser, or take the one that another run has made."""
-        if not RepeatedCLI._parser_state:
+        states = RepeatedCLI._parser_states
+        if self.model_class not in states:
             before = set(vars(self))
             super().setup_parser(*arguments, **keywords)
             made = {name: value for name, value in vars(self).items() if name not in before}
-            RepeatedCLI._parser_state.update(made)
-        vars(self).update(RepeatedCLI._parser_state)
+            states[self.model_class] = made
+        vars(self).update(states[self.model_class])
 
 
 class _ParserIsMade(Exception):  # noqa: N818 - a signal, no error

@@ -131,6 +131,55 @@ def test_the_numbers_are_those_of_fit_and_test(
         assert methods[theirs]["parameters"] == summary[ours]["parameters"]
 
 
+def test_back_propagation_stands_beside_forward_passes(compare: Compare, tmp_path: Path) -> None:
+    """Six steps of 2 sequences of 16 tokens: 2 masks each, or one forward and one backward pass."""
+    straight = {
+        "model.num_mask_samples": 1,
+        "model.gates.class_path": "pgprune_lightning.reference.StraightThrough",
+        "model.gates.init_args.mask": "sample",
+    }
+    methods = {
+        "dense": {"kind": "dense"},
+        "wanda_sp": {"kind": "metric"},
+        "learned": {"kind": "learned"},
+        "straight": {"kind": "backpropagated", "options": straight},
+    }
+    picture = [{"kind": "sparsity", "method": "straight"}]
+    run = compare("--seeds=[0,1]", methods=methods, picture=picture)
+    assert run.status == 0, run.err
+    results = _results(tmp_path)["methods"]
+    assert results["straight"]["steps"] == results["learned"]["steps"] == 6
+    assert results["straight"]["parameters"] == results["learned"]["parameters"]
+    assert len(results["straight"]["seeds"]) == 2
+    for name in NUMBERS:
+        assert results["straight"][name] > 0, name
+
+    passes = {name: entry["passes"] for name, entry in results.items()}
+    assert not any(passes["dense"].values())
+    # 8 calibration sequences; the metric's passes are the same, whatever follows.
+    started = {passes[name]["initialization"] for name in ("wanda_sp", "learned", "straight")}
+    assert started == {8 * 16 / 1024}
+    assert passes["learned"]["training"] == 6 * 2 * 2 * 16 / 1024
+    assert passes["straight"]["training"] == passes["straight"]["backward"] == 6 * 2 * 16 / 1024
+    assert passes["learned"]["backward"] == passes["wanda_sp"]["validation"] == 0
+    assert passes["straight"]["validation"] == passes["learned"]["validation"] > 0
+
+    fewer = compare("--seeds=[0,1]", methods=methods | {"learned": {"kind": "dense"}})
+    assert "straight / seed 1: perplexity" in fewer.out
+    assert fewer.out.count("from an earlier run") >= 4, "it is found again"
+
+
+def test_the_options_of_back_propagation_are_its_own(compare: Compare) -> None:
+    options = {"model.gates.class_path": "pgprune_lightning.reference.StraightThrough"}
+    run = compare(methods={"learned": {"kind": "learned", "options": options}})
+    assert run.status == 2
+    assert "gates" in run.err
+    two = {"kind": "backpropagated", "options": {"model.num_mask_samples": 2}}
+    run = compare(methods={"straight": two})
+    assert run.status == 2
+    assert "methods.straight: num_mask_samples" in run.err
+
+
 def test_finished_cells_are_taken_and_only_what_changed_is_computed(
     compare: Compare, tmp_path: Path
 ) -> None:

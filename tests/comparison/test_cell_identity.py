@@ -54,18 +54,22 @@ def _config(model: Path) -> dict[str, Any]:
         ("run_dir", "runs/b", ""),
         ("data.num_workers", 2, ""),
         ("trainer.log_every_n_steps", 5, ""),
-        ("trainer.max_steps", 10, "learned"),
-        ("model.lr", 0.2, "learned"),
-        ("model.estimator", {"window": 6}, "learned"),
-        ("model.masks_per", "sequence", "learned"),
-        ("data.validation", {"path": "e"}, "learned"),
-        ("model.keep_ratio", 0.7, "learned metric slicegpt"),
-        ("data.train", {"path": "e"}, "learned metric slicegpt"),
-        ("model.initialization", {"metric": "taylor"}, "learned metric slicegpt"),
+        ("trainer.max_steps", 10, "learned backpropagated"),
+        ("model.lr", 0.2, "learned backpropagated"),
+        ("model.estimator", {"window": 6}, "learned backpropagated"),
+        ("model.masks_per", "sequence", "learned backpropagated"),
+        ("data.validation", {"path": "e"}, "learned backpropagated"),
+        ("model.keep_ratio", 0.7, "learned backpropagated metric slicegpt"),
+        ("data.train", {"path": "e"}, "learned backpropagated metric slicegpt"),
+        ("model.initialization", {"metric": "taylor"}, "learned backpropagated metric slicegpt"),
         ("data.test", [{"path": "c"}], ""),
-        ("data.test", [{"path": "d"}, {"path": "c"}], "learned metric slicegpt dense"),
-        ("model.dtype", "bfloat16", "learned metric slicegpt dense"),
-        ("trainer.accelerator", "gpu", "learned metric slicegpt dense"),
+        (
+            "data.test",
+            [{"path": "d"}, {"path": "c"}],
+            "learned backpropagated metric slicegpt dense",
+        ),
+        ("model.dtype", "bfloat16", "learned backpropagated metric slicegpt dense"),
+        ("trainer.accelerator", "gpu", "learned backpropagated metric slicegpt dense"),
     ],
 )
 def test_an_option_makes_another_cell_where_it_changes_a_number(
@@ -75,7 +79,13 @@ def test_an_option_makes_another_cell_where_it_changes_a_number(
     changed = copy.deepcopy(config)
     group, _, name = option.rpartition(".")
     (changed[group] if group else changed)[name] = value
-    every_kind: tuple[MethodKind, ...] = ("dense", "metric", "slicegpt", "learned")
+    every_kind: tuple[MethodKind, ...] = (
+        "dense",
+        "metric",
+        "slicegpt",
+        "learned",
+        "backpropagated",
+    )
     others = []
     for kind in every_kind:
         old = cell_identity(experiment, kind, config, 0)
