@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     quiet_libraries()
     given = compare_parser().parse_args(list(arguments))
-    experiment = load_experiment(Path(given.config), options=given.options, seeds=given.seeds)
+    experiment = load_experiment(
+        Path(given.config), options=given.options, seeds=given.seeds, settings=given.settings
+    )
     command = shlex.join(["python", "-m", "pgprune_lightning", "compare", *arguments])
     complete = run_comparison(experiment, Path(given.output), given.existing, command)
     return 0 if complete else EXIT_USER_ERROR
@@ -65,6 +67,12 @@ def compare_parser() -> OneLineErrorParser:
         type=list[int] | None,
         default=None,
         help="Seeds in place of the file's, such as [0,1,2].",
+    )
+    parser.add_argument(
+        "--settings",
+        type=list[str] | None,
+        default=None,
+        help="Settings of the file that are run, such as ['0.7']; all, if not given.",
     )
     parser.add_argument(
         "--options",

@@ -32,10 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     quiet_libraries()
     given = study_parser().parse_args(list(arguments))
-    recipes = load_experiment(Path(given.recipes), seeds=given.seeds)
+    chosen = {"seeds": given.seeds, "settings": given.settings}
+    recipes = load_experiment(Path(given.recipes), **chosen)
     timed = None
     if given.equal_time is not None:
-        timed = load_experiment(Path(given.equal_time), seeds=given.seeds)
+        timed = load_experiment(Path(given.equal_time), **chosen)
     command = shlex.join(["python", "-m", "pgprune_lightning", "study", *arguments])
     study = Study(recipes, timed, given.as_long_as)
     complete = run_study(study, Path(given.output), given.existing, command)
@@ -73,5 +74,11 @@ def study_parser() -> OneLineErrorParser:
         type=list[int] | None,
         default=None,
         help="Seeds in place of the files', such as [0,1,2].",
+    )
+    parser.add_argument(
+        "--settings",
+        type=list[str] | None,
+        default=None,
+        help="Settings of the files that are run, such as ['0.7']; all, if not given.",
     )
     return parser

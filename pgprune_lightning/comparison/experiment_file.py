@@ -78,6 +78,7 @@ def load_experiment(
     *,
     options: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
+    settings: Sequence[str] | None = None,
 ) -> Experiment:
     """Read an experiment file; its cells' options are checked by `cells_of`.
 
@@ -85,12 +86,15 @@ def load_experiment(
         path: The YAML file.
         options: Options of `fit` over the file's own `options`, for every cell.
         seeds: Seeds in place of the file's.
+        settings: Which of the file's settings are run; None: all.
 
     Raises:
-        UserError: If the file cannot be read, or has an unknown key or a wrong value.
+        UserError: If the file cannot be read, or has an unknown key or a wrong value, or no such
+            setting.
     """
     try:
-        return _experiment(_read(path), path.parent, dict(options or {}), seeds)
+        experiment = _experiment(_read(path), path.parent, dict(options or {}), seeds)
+        return experiment if settings is None else _only(experiment, settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -139,6 +143,18 @@ def _experiment(
     check_finetune(experiment)
     pictures = _pictures(data.get("picture"), experiment)
     return replace(experiment, pictures=pictures)
+
+
+def _only(experiment: Experiment, labels: Sequence[str]) -> Experiment:
+    """Leave some settings, in the file's order."""
+    unknown = [label for label in labels if label not in experiment.settings]
+    if unknown or not labels:
+        raise UserError(
+            f"settings: it has no {unknown[0] if unknown else 'empty choice'}; give some of "
+            f"{', '.join(experiment.settings)}."
+        )
+    chosen = {name: value for name, value in experiment.settings.items() if name in labels}
+    return replace(experiment, settings=chosen)
 
 
 def _overlaid(options: Options, over: Options) -> Options:

@@ -310,7 +310,7 @@ def test_the_commands_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match="0"):
         main(["compare", "--help"])
     text = capsys.readouterr().out
-    for option in ("--config", "--output", "--existing", "--seeds", "--options"):
+    for option in ("--config", "--output", "--existing", "--seeds", "--settings", "--options"):
         assert option in text
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])

@@ -90,6 +90,15 @@ def test_settings_may_be_numbers(experiment_file: WriteFile) -> None:
     assert list(load_experiment(path).settings) == ["0.9"]
 
 
+def test_some_settings_are_chosen(experiment_file: WriteFile) -> None:
+    path = experiment_file(settings={"0.9": {}, "0.8": {"model.lr": 1.0}, "0.7": {}})
+    experiment = load_experiment(path, settings=["0.7", "0.8"])
+    assert experiment.settings == {"0.8": {"model": {"lr": 1.0}}, "0.7": {}}
+    for wrong in (["0.6"], []):
+        with pytest.raises(UserError, match=r"settings: it has no .*give some of 0\.9, 0\.8, 0\.7"):
+            load_experiment(path, settings=wrong)
+
+
 def test_the_command_line_overrides_options_and_seeds(experiment_file: WriteFile) -> None:
     path = experiment_file(options={"trainer.max_steps": 9, "trainer.log_every_n_steps": 5})
     experiment = load_experiment(path, options={"trainer.max_steps": 2}, seeds=[3])
