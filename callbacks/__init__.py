@@ -5,6 +5,7 @@ from callbacks.early_stop import EarlyStop
 from callbacks.mask_checkpoint import MaskCheckpoint
 from callbacks.outcome_report import OutcomeReport
 from callbacks.perplexity_validation import PerplexityValidation
+from callbacks.rank_agreement import RankAgreement
 from callbacks.sparsity_tracker import SparsityTracker
 from callbacks.training_progress import TrainingProgress
 
@@ -14,6 +15,7 @@ __all__ = [
     "MaskCheckpoint",
     "OutcomeReport",
     "PerplexityValidation",
+    "RankAgreement",
     "SparsityTracker",
     "TrainingProgress",
 ]

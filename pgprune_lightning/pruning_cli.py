@@ -41,6 +41,7 @@ TRAINER_DEFAULTS = {
     "devices": 1,
     "precision": "32-true",
     "use_distributed_sampler": False,
+    "inference_mode": False,
     "logger": False,
     "enable_model_summary": False,
 }
@@ -48,6 +49,7 @@ TRAINER_DEFAULTS = {
 
 Validation counts steps and not epochs; the sanity check over the whole validation text measures
 the untrained mask; the precision is the policy's, the frozen model has its own (`model.dtype`).
+Every pass is under `no_grad`; inference mode, no faster here, does not go with a shared model.
 """
 
 
@@ -111,6 +113,7 @@ class PruningCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.MaskCheckpoint, "mask_checkpoint")
         parser.add_lightning_class_args(callbacks.BaselineTracker, "baseline_tracker")
         parser.add_lightning_class_args(callbacks.SparsityTracker, "sparsity_tracker")
+        parser.add_lightning_class_args(callbacks.RankAgreement, "rank_agreement")
         parser.add_lightning_class_args(callbacks.TrainingProgress, "training_progress")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(callbacks.OutcomeReport, "outcome_report")

@@ -25,7 +25,8 @@ OPTIONS = {
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_rule lr_factors lr_schedule num_mask_samples masks_per loss policy update estimator
-        probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution""",
+        probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
+        shard""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -33,6 +34,7 @@ OPTIONS = {
     "data.train.": TEXT_SOURCE,
     "data.validation.": TEXT_SOURCE,
     "sparsity_tracker.": "by_layer",
+    "rank_agreement.": "every_n_steps",
     "outcome_report.": "prompt sample_tokens",
 }
 """Every option of ours: a change here is a change for users and their configs."""
@@ -45,6 +47,8 @@ UNITS = {
     "model.num_mask_samples": "Masks",
     "model.masks_per": "masks",
     "model.loss": "nats per token",
+    "model.shard": "Ranks",
+    "rank_agreement.every_n_steps": "steps",
     "model.initialization.num_blocks": "sequences",
     "data.block_length": "tokens",
     "data.evaluation_block_length": "tokens",

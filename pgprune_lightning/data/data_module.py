@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -231,6 +232,7 @@ class TokenBlocksDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=partial(_joined, block_length=blocks.array.shape[1]),
             # Its own, because a loader draws from the global one whenever it is started.
             generator=torch.Generator(),
         )
@@ -240,3 +242,8 @@ class TokenBlocksDataModule(LightningDataModule):
         if blocks is None:
             raise RuntimeError("the token blocks are not open: call prepare_data() and setup()")
         return blocks
+
+
+def _joined(blocks: list[Tensor], block_length: int) -> Tensor:
+    """Token ids of a batch, (B, L), int64; B may be 0."""
+    return torch.stack(blocks) if blocks else torch.empty((0, block_length), dtype=torch.int64)

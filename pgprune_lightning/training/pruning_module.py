@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.sharding import check_shard
 from pgprune_lightning.policy import (
     BudgetScope,
     FreeProbabilities,
@@ -28,7 +29,11 @@ from pgprune_lightning.policy import (
     UnitKind,
     mask_generator,
 )
-from pgprune_lightning.training.arguments import check_arguments, check_lr_factors
+from pgprune_lightning.training.arguments import (
+    check_arguments,
+    check_inference_mode,
+    check_lr_factors,
+)
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment, Judge
@@ -107,6 +112,9 @@ class PolicyGradientPruning(PolicyModule):
         execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
             everything and multiplies it by the mask, `auto` picks the faster in the first steps.
             They differ by rounding, so numbers that repeat bit for bit want a named one.
+        shard: Ranks that share one copy of the model's weights (FSDP2), for one too large for a
+            device; each still has batches and masks of its own. 1: every rank has a whole copy.
+            Wants `trainer.strategy: ddp` and divides `trainer.devices`.
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
@@ -136,6 +144,7 @@ class PolicyGradientPruning(PolicyModule):
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         attention: str = "sdpa",
         execution: ExecutionName = "gathered",
+        shard: int = 1,
         seed: int = 0,
     ) -> None:
         """Check what can be checked without a model."""
@@ -144,6 +153,7 @@ class PolicyGradientPruning(PolicyModule):
         check_arguments(keep_ratio, lr, num_mask_samples)
         check_lr_factors(lr_factors or {}, unit_kinds)
         self.source = resolve_model_source(base_model)
+        check_shard(shard, self.source)
         self.keep_ratio = keep_ratio
         self.unit_kinds = unit_kinds
         self.channels_per_unit = channels_per_unit
@@ -168,6 +178,7 @@ class PolicyGradientPruning(PolicyModule):
         self.model_dtype = dtype
         self.attention = attention
         self.execution = execution
+        self.shard = shard
         self.seed = seed
 
     # The environment and the first policy.
@@ -192,7 +203,11 @@ class PolicyGradientPruning(PolicyModule):
         )
         self.policy.prepare(self.space, self.lr_factors)
         self.starting_point = StartingPoint(
-            self.initialization, self.space, self.source.given, self.policy.feature_names
+            self.initialization,
+            self.space,
+            self.source.given,
+            self.policy.feature_names,
+            self.shard,
         )
         even_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
         self.policy.start_from(self.feasible_set.project(even_U), self.feasible_set)
@@ -209,6 +224,7 @@ class PolicyGradientPruning(PolicyModule):
             device=device,
             attention=self.attention,
             execution=self.execution,
+            shard=self.shard,
         )
         if self.trainer.ckpt_path is None:
             batches = self.starting_point.batches_of(self.trainer)
@@ -219,6 +235,7 @@ class PolicyGradientPruning(PolicyModule):
 
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or too little text, while that is cheap."""
+        check_inference_mode(self.trainer, self.shard)
         if self.trainer.state.fn == "fit":
             self.budgets.check_length(self.trainer.max_steps)
             batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
