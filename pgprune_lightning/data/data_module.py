@@ -18,6 +18,7 @@ from pgprune_lightning.data.batch_order import (
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks, open_token_blocks
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.stop_signals import ignore_stop_signals
 
 Blocks = TypeVar("Blocks")
 
@@ -230,6 +231,7 @@ class TokenBlocksDataModule(LightningDataModule):
             batch_sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_stopping_to_the_run,
             pin_memory=torch.cuda.is_available(),
             # Its own, because a loader draws from the global one whenever it is started.
             generator=torch.Generator(),
@@ -240,3 +242,9 @@ class TokenBlocksDataModule(LightningDataModule):
         if blocks is None:
             raise RuntimeError("the token blocks are not open: call prepare_data() and setup()")
         return blocks
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """A scheduler signals workers too; one that ended would break off the step being taken."""
+    del worker
+    ignore_stop_signals()
