@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.masking.frozen_model import quiet_transformers
 
 EXIT_USER_ERROR = 2
@@ -45,7 +46,7 @@ def plain_message(message: str) -> str:
 
 def print_error(message: str) -> None:
     """Print an error as one line."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {without_secrets(' '.join(message.split()))}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

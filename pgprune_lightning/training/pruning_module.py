@@ -180,6 +180,7 @@ class PolicyGradientPruning(PolicyModule):
         self.execution = execution
         self.shard = shard
         self.seed = seed
+        self.is_between_updates = True
 
     # The environment and the first policy.
 
@@ -211,7 +212,7 @@ class PolicyGradientPruning(PolicyModule):
         )
         even_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
         self.policy.start_from(self.feasible_set.project(even_U), self.feasible_set)
-        self._new_update()  # refuses wrong options now
+        self.update_name = type(self._new_update()).__name__  # refuses wrong options now
 
     def configure_model(self) -> None:
         """Load and freeze the model; on a fresh start, initialise the policy with its help."""
@@ -285,6 +286,7 @@ class PolicyGradientPruning(PolicyModule):
             self.environment, batch, probabilities_U.detach(), self.estimator, generator
         )
         self._check_losses(samples.losses_S)
+        self.is_between_updates = False
         gradient_U = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
         gradient_U = self._mean_over_ranks(gradient_U)
         self.policy.assign_gradient(gradient_U, self.feasible_set, self.global_step)
@@ -293,6 +295,7 @@ class PolicyGradientPruning(PolicyModule):
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
+        self.is_between_updates = True
         return {
             "losses": samples.losses_S,
             "baseline": self.estimator.used_baseline.clone(),
@@ -306,8 +309,8 @@ class PolicyGradientPruning(PolicyModule):
         raise UserError(
             f"The loss of mask sample {sample} in step {self.global_step} is "
             f"{float(losses_S[sample])}; the policy stays as it was before this step. Try "
-            "model.dtype float32, a higher model.keep_ratio, or look for broken weights; the last "
-            "checkpoint goes on from here with --ckpt_path."
+            "model.dtype float32, a higher model.keep_ratio, or look for broken weights; "
+            "--resume auto goes on from the last checkpoint."
         )
 
     def _rows_of_all_ranks(self, values: Tensor) -> Tensor:
