@@ -158,7 +158,8 @@ def _mount(root: Path, binds: list[Path]) -> None:
         else:
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.touch()
-        subprocess.run(["mount", "--bind", path, inside], check=True)
+        # Read-only, or a step that writes there would write outside of the image.
+        subprocess.run(["mount", "--options", "bind,ro", path, inside], check=True)
 
 
 def main() -> None:
