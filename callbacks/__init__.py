@@ -5,6 +5,9 @@ from callbacks.early_stop import EarlyStop
 from callbacks.mask_checkpoint import MaskCheckpoint
 from callbacks.outcome_report import OutcomeReport
 from callbacks.perplexity_validation import PerplexityValidation
+from callbacks.preemption import Preemption
+from callbacks.rank_agreement import RankAgreement
+from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.sparsity_tracker import SparsityTracker
 from callbacks.training_progress import TrainingProgress
 
@@ -14,6 +17,9 @@ __all__ = [
     "MaskCheckpoint",
     "OutcomeReport",
     "PerplexityValidation",
+    "Preemption",
+    "RankAgreement",
+    "RunCheckpoint",
     "SparsityTracker",
     "TrainingProgress",
 ]

@@ -45,6 +45,12 @@ class EarlyStop(Callback):
         self.best_perplexity = state_dict["best_perplexity"]
         self.waited = state_dict["waited"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """A resumed run that had ended takes no further step."""
+        del pl_module
+        if trainer.strategy.reduce_boolean_decision(self.waited >= self.patience, all=False):
+            trainer.should_stop = True
+
     def on_validation_end(
         self,
         trainer: Trainer,

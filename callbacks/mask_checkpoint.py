@@ -1,6 +1,7 @@
 """Keeps the pruning plans of a run: the untrained one, the best by validation, and the last."""
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from callbacks.perplexity_validation import VALIDATION_METRIC
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.plan import PLAN_FILE, PruningPlan
+from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.training import PolicyGradientPruning
 
 
@@ -29,15 +30,22 @@ class MaskCheckpoint(Callback):
         self.plans = Path(run_dir) / "plans"
         self.best_perplexity = math.inf
         self.best_step = -1
+        self._plans: dict[str, dict[str, Any]] = {}
+        self._unwritten: dict[str, PruningPlan] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to know of the best plan."""
-        return {"best_perplexity": self.best_perplexity, "best_step": self.best_step}
+        """What a resumed run needs to know of its plans, and those that cannot be made again."""
+        return {
+            "best_perplexity": self.best_perplexity,
+            "best_step": self.best_step,
+            "plans": dict(self._plans),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.best_perplexity = state_dict["best_perplexity"]
         self.best_step = state_dict["best_step"]
+        self._plans = dict(state_dict.get("plans", {}))
 
     def on_validation_end(
         self,
@@ -71,8 +79,16 @@ class MaskCheckpoint(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: PolicyGradientPruning) -> None:  # type: ignore[override]
-        """Keep to a better plan that the folder got after the checkpoint was written."""
-        if trainer.ckpt_path is None or not (self.plans / "best" / PLAN_FILE).is_file():
+        """Keep to a better plan that the folder got after the checkpoint was written.
+
+        Plans that the folder has lost, or has never got, are written from the checkpoint.
+        """
+        if trainer.ckpt_path is None:
+            return
+        for name, state in self._plans.items():
+            if not _is_whole(self.plans / name):
+                self._write(trainer, _plan_of(pl_module, state), name)
+        if not _is_whole(self.plans / "best"):
             return
         best = PruningPlan.load(self.plans / "best")
         perplexity = best.validation.get("perplexity")
@@ -82,6 +98,19 @@ class MaskCheckpoint(Callback):
         )
         if same_task and perplexity is not None and perplexity < self.best_perplexity:
             self.best_perplexity, self.best_step = perplexity, best.step
+            self._plans["best"] = _state_of(best)
+        elif "best" in self._plans and best.step != self.best_step:
+            self._write(trainer, _plan_of(pl_module, self._plans["best"]), "best")
+
+    def on_train_end(self, trainer: Trainer, pl_module: PolicyGradientPruning) -> None:  # type: ignore[override]
+        """Refuse to end without the plans that could not be written, or have vanished."""
+        if not trainer.is_global_zero:
+            return
+        for name, plan in self._unwritten.items():
+            plan.save(self.plans / name)
+        for name, state in self._plans.items():
+            if not _is_whole(self.plans / name):
+                _plan_of(pl_module, state).save(self.plans / name)
 
     def _is_better(self, perplexity: float) -> bool:
         if math.isnan(self.best_perplexity):
@@ -89,8 +118,46 @@ class MaskCheckpoint(Callback):
         return perplexity < self.best_perplexity
 
     def _save(self, trainer: Trainer, plan: PruningPlan, name: str) -> None:
-        if trainer.is_global_zero:
-            plan.save(self.plans / name)
+        if name != "last":
+            self._plans[name] = _state_of(plan)
+        self._write(trainer, plan, name)
+
+    def _write(self, trainer: Trainer, plan: PruningPlan, name: str) -> None:
+        """Write a plan, and what could not be written before; a full disk does not end the run."""
+        if not trainer.is_global_zero:
+            return
+        has_failed = bool(self._unwritten)
+        self._unwritten[name] = plan
+        try:
+            for waiting in list(self._unwritten):
+                self._unwritten[waiting].save(self.plans / waiting)
+                del self._unwritten[waiting]
+        except UserError as error:
+            if not has_failed:
+                warnings.warn(f"plans are kept in memory and written later: {error}", stacklevel=2)
+
+
+def _state_of(plan: PruningPlan) -> dict[str, Any]:
+    """What of a plan the run's model and units do not say, for the checkpoint."""
+    return {
+        "keep_probabilities_U": plan.keep_probabilities_U,
+        "mask_U": plan.mask_U,
+        "budget": plan.budget,
+        "step": plan.step,
+        "validation": plan.validation,
+    }
+
+
+def _plan_of(pl_module: PolicyGradientPruning, state: dict[str, Any]) -> PruningPlan:
+    return PruningPlan(base_model=pl_module.environment.base_model, space=pl_module.space, **state)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        PruningPlan.load(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _validated(plan: PruningPlan, perplexity: float, trainer: Trainer) -> PruningPlan:

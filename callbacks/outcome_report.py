@@ -64,9 +64,11 @@ class OutcomeReport(Callback):
             "learned": plans["best"].mask_U,
         }
         perplexities = _measure(trainer, pl_module, masks)
+        # On every rank, because they may share the model.
+        sample = self._sample(trainer, pl_module, plans["best"])
         if not trainer.is_global_zero:
             return
-        summary = self._summary(trainer, pl_module, plans, perplexities)
+        summary = self._summary(trainer, pl_module, plans, perplexities) | {"sample": sample}
         write_atomically(self.run_dir / "summary.json", json.dumps(summary, indent=1).encode())
         print_outcome(summary, self.run_dir)
 
@@ -102,7 +104,6 @@ class OutcomeReport(Callback):
             "validation": {name: plan.validation for name, plan in plans.items()},
             "base_model": pl_module.environment.base_model.source,
             "execution": pl_module.environment.execution,
-            "sample": self._sample(trainer, pl_module, plans["best"]),
             "provenance": provenance(pl_module.device),
             "seconds": round(time.monotonic() - self._start, 1),
         }

@@ -22,6 +22,16 @@ class PerplexityValidation(Callback):
 
     def __init__(self) -> None:
         self._metrics: list[TokenPerplexity] = []
+        self.history: dict[int, float] = {}
+        """Perplexity of each validation of the fit, by the number of steps before it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been measured so far."""
+        return {"history": dict(self.history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.history = dict(state_dict["history"])
 
     def on_validation_epoch_start(
         self,
@@ -51,7 +61,9 @@ class PerplexityValidation(Callback):
         pl_module: PolicyGradientPruning,  # type: ignore[override]
     ) -> None:
         """Log the perplexity, and hand it to other callbacks as a callback metric."""
-        _publish(trainer, pl_module, VALIDATION_METRIC, self._metrics[0].compute())
+        perplexity = self._metrics[0].compute()
+        self.history[trainer.global_step] = float(perplexity)
+        _publish(trainer, pl_module, VALIDATION_METRIC, perplexity)
 
     def on_test_epoch_start(
         self,

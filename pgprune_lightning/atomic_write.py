@@ -10,7 +10,7 @@ from pgprune_lightning.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to the disk, then rename over the target.
+    """Write beside the target, flush to the disk, rename over the target, flush its folder.
 
     Args:
         path: The target; its folder is made when missing.
@@ -35,5 +35,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         except BaseException:  # an interrupt leaves no litter either
             beside.unlink(missing_ok=True)
             raise
+        _flush_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring the new name to the disk, without which a power cut could undo the rename."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_litter(folder: Path) -> None:
+    """Remove what a killed writer left beside the files of a folder.
+
+    Args:
+        folder: A folder that no other process writes to now.
+    """
+    for beside in folder.glob(".*.*.????????"):
+        beside.unlink(missing_ok=True)

@@ -18,6 +18,9 @@ OWN_COMMANDS = {
     "variance": variance.main,
 }
 """Those whose options are not `fit`'s."""
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return EXIT_USER_ERROR
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_ERRORS:
             raise
-        where = f" at {error.filename}" if error.filename else ""
+        where = f"{error.filename}: " if error.filename else ""
         print_error(
-            f"the disk is full{where}: {error.strerror}. Make room and start again, or go on from "
-            "the last checkpoint with --ckpt_path."
+            f"the disk does not take what was to be written: {where}{error.strerror}. Make room, "
+            "or make it writable, and go on with --resume auto."
         )
         return EXIT_USER_ERROR
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.masking.frozen_model import quiet_transformers
 
 EXIT_USER_ERROR = 2
@@ -19,6 +20,9 @@ ADVICE_THAT_DOES_NOT_HOLD = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*but have no logger configured.*",
     ".*ModelCheckpoint with manual optimization.*",  # it saves after our step, as it should
+    ".*all_gather is deprecated.*",  # Lightning calls it
+    ".*when logging on epoch level in distributed setting.*",  # we log what is of all ranks
+    ".*`srun` command is available.*",  # one process is started without it
     ".*args parameter is intended to run from within Python.*",
 )
 
@@ -42,7 +46,7 @@ def plain_message(message: str) -> str:
 
 def print_error(message: str) -> None:
     """Print an error as one line."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {without_secrets(' '.join(message.split()))}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

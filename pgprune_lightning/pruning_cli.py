@@ -1,21 +1,26 @@
 """`fit`, `validate` and `test`, by Lightning's command line interface."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 import callbacks
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
+from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoint_file import read_policy
+from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
 from pgprune_lightning.training.loggers import WandbOptions, build_loggers
+from pgprune_lightning.training.resume import find_checkpoint
 from pgprune_lightning.training.run_folder import (
     ExistingRun,
     check_run_folder,
@@ -43,6 +48,7 @@ TRAINER_DEFAULTS = {
     "devices": 1,
     "precision": "32-true",
     "use_distributed_sampler": False,
+    "inference_mode": False,
     "logger": False,
     "enable_model_summary": False,
 }
@@ -50,6 +56,7 @@ TRAINER_DEFAULTS = {
 
 Validation counts steps and not epochs; the sanity check over the whole validation text measures
 the untrained mask; the precision is the policy's, the frozen model has its own (`model.dtype`).
+Every pass is under `no_grad`; inference mode, no faster here, does not go with a shared model.
 """
 
 
@@ -75,6 +82,9 @@ class SaveResolvedConfig(SaveConfigCallback):
 
 class PruningCLI(LightningCLI):
     """Adds a run folder, W&B and the standard callbacks to Lightning's command line."""
+
+    checkpoint: Path | None = None
+    """What a fit goes on from."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -102,33 +112,33 @@ class PruningCLI(LightningCLI):
             "aside to RUN_DIR-1, -2, ...; nothing is ever overwritten.",
         )
         parser.add_argument(
+            "--resume",
+            type=str,
+            default="never",
+            help="What fit goes on from: `auto`, the newest checkpoint in RUN_DIR that loads, or "
+            "the start if there is none yet; the PATH of a checkpoint; or `never`.",
+        )
+        parser.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint of a run, such as RUN_DIR/checkpoints/last.ckpt: fit goes on from it "
-            "in the same folder, validate and test measure its policy.",
+            help="Checkpoint whose policy validate and test measure, such as "
+            "RUN_DIR/checkpoints/last.ckpt; fit goes on by --resume.",
         )
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.add_lightning_class_args(callbacks.PerplexityValidation, "perplexity_validation")
         parser.add_lightning_class_args(callbacks.MaskCheckpoint, "mask_checkpoint")
         parser.add_lightning_class_args(callbacks.BaselineTracker, "baseline_tracker")
         parser.add_lightning_class_args(callbacks.SparsityTracker, "sparsity_tracker")
+        parser.add_lightning_class_args(callbacks.RankAgreement, "rank_agreement")
         parser.add_lightning_class_args(callbacks.TrainingProgress, "training_progress")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(callbacks.OutcomeReport, "outcome_report")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "{step}",
-                "checkpoint.every_n_train_steps": 100,
-                "checkpoint.save_last": True,
-                "checkpoint.save_on_exception": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        parser.add_lightning_class_args(callbacks.RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(callbacks.Preemption, "preemption")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "mask_checkpoint.run_dir")
         parser.link_arguments("run_dir", "outcome_report.run_dir")
-        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.link_arguments("run_dir", "checkpoint.run_dir")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -137,6 +147,11 @@ class PruningCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         self.check(config)
+        if self.config.subcommand == "fit" and config.ckpt_path is not None:
+            raise UserError(
+                f"ckpt_path: fit goes on from a checkpoint by --resume {config.ckpt_path}, or by "
+                "--resume auto from the newest of its folder."
+            )
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.base_model
 
@@ -155,6 +170,7 @@ class PruningCLI(LightningCLI):
                 f"trainer.precision: it is that of the policy, which needs 32-true, given "
                 f"{config.trainer.precision}. For the language model set model.dtype."
             )
+        refuse_secrets(plain(config.as_dict()))
         if config.ckpt_path is not None:
             read_policy(config.ckpt_path)
 
@@ -165,20 +181,29 @@ class PruningCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse a folder that holds a run before anything is built."""
-        if self._writes_run():
+        if self.config.subcommand == "fit":
             config = self.config.fit
+            self.checkpoint = find_checkpoint(config.resume, Path(config.run_dir))
+        if self._writes_run():
             check_run_folder(Path(config.run_dir), config.existing_run, resumes=self._resumes())
 
     def after_instantiate_classes(self) -> None:
         """Check model and budget before the run folder is touched or a text is read."""
         self.model.setup(self.config.subcommand)
         # Set here and not given to fit(), which the module would learn of too late.
-        self.trainer.ckpt_path = self.config[self.config.subcommand].ckpt_path
+        measured = self.config[self.config.subcommand].ckpt_path
+        self.trainer.ckpt_path = measured if self.checkpoint is None else str(self.checkpoint)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the Trainer; what it refuses, the user has asked of it."""
+        config = self.config_init[self.config.subcommand].trainer
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins]
+        own: list[Any] = [CrashSafeCheckpointIO()]
+        if SLURMEnvironment.detect():
+            own.append(SLURMEnvironment(auto_requeue=False))  # its handlers wait for other ranks
         try:
-            return super().instantiate_trainer(**options)
+            given = [plugin for plugin in plugins if plugin is not None]
+            return super().instantiate_trainer(**options, plugins=[*given, *own])
         except (ImportError, ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
@@ -190,6 +215,8 @@ class PruningCLI(LightningCLI):
         run_dir = Path(config.run_dir)
         if self.trainer.is_global_zero:
             claim_run_folder(run_dir, config.existing_run, resumes=self._resumes())
+            if self.checkpoint is not None:
+                print(f"Going on from {self.checkpoint}", file=sys.stderr, flush=True)
         own = build_loggers(run_dir, self.config_init.fit.wandb)
         self.trainer.loggers = [*own, *self.trainer.loggers]
 
@@ -197,11 +224,7 @@ class PruningCLI(LightningCLI):
         return self.config.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run
 
     def _resumes(self) -> bool:
-        return self.config.fit.ckpt_path is not None
-
-
-def _checkpoint_folder(run_dir: str) -> str:
-    return str(Path(run_dir) / "checkpoints")
+        return bool(self.config.fit.resume != "never")
 
 
 def plain(value: Any) -> Any:
@@ -232,19 +255,20 @@ def run_command(
     """
     _check_callbacks_package()
     quiet_libraries()
-    return cli_class(
-        module_class,
-        TokenBlocksDataModule,
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=0,
-        save_config_callback=SaveResolvedConfig,
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=None if arguments is None else list(arguments),
-        parser_class=parser_class,
-        parser_kwargs={"prog": "pgprune", "description": DESCRIPTION, "epilog": OTHER_COMMANDS},
-    )
+    with exit_at_stop_signals():
+        return cli_class(
+            module_class,
+            TokenBlocksDataModule,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            save_config_callback=SaveResolvedConfig,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=None if arguments is None else list(arguments),
+            parser_class=parser_class,
+            parser_kwargs={"prog": "pgprune", "description": DESCRIPTION, "epilog": OTHER_COMMANDS},
+        )
 
 
 def _check_callbacks_package() -> None:

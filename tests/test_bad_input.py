@@ -118,8 +118,8 @@ BEFORE_ANYTHING_IS_READ = {
     "no accelerator": (["--trainer.accelerator=tpu"], "trainer: ", "torch_xla"),
     "no such accelerator": (["--trainer.accelerator=abacus"], "trainer: ", "abacus"),
     "precision": (["--trainer.precision=bf16-true"], "trainer.precision", "model.dtype"),
-    "no checkpoint": (["--ckpt_path={}/none.ckpt"], "ckpt_path: there is no file", "last.ckpt"),
-    "text as checkpoint": (["--ckpt_path={}/text.ckpt"], "ckpt_path: ", "text.ckpt"),
+    "no checkpoint": (["--resume={}/none.ckpt"], "checkpoint: there is no file", "last.ckpt"),
+    "text as checkpoint": (["--resume={}/text.ckpt"], "checkpoint: ", "text.ckpt"),
     "run dir": (["--run_dir={}/empty.txt"], "run_dir", "cannot be made"),
 }
 BEFORE_THE_MODEL_IS_LOADED = {

@@ -1,12 +1,10 @@
 """A run that cannot go on, or whose files are not what they were, says so and loses nothing."""
 
-import errno
-import os
 import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +24,9 @@ def finished(tiny_command: TinyCommand) -> Path:
 
 def test_a_folder_that_holds_a_run_is_left_alone(tiny_command: TinyCommand, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    refused(tiny_command("fit"), "already holds a run", "--existing_run move_aside")
+    refused(
+        tiny_command("fit"), "already holds a run", "--resume auto", "--existing_run move_aside"
+    )
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -42,7 +42,7 @@ def test_a_truncated_checkpoint(
     whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 30):
         (tmp_path / "cut.ckpt").write_bytes(whole[:size])
-        refused(tiny_command("fit", f"--ckpt_path={tmp_path}/cut.ckpt"), "ckpt_path", "damaged")
+        refused(tiny_command("fit", f"--resume={tmp_path}/cut.ckpt"), "checkpoint", "damaged")
 
 
 @pytest.mark.parametrize("key", ["state_dict", "base_model"])
@@ -52,7 +52,7 @@ def test_a_checkpoint_that_lacks_a_part(
     checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     del checkpoint[key]
     torch.save(checkpoint, tmp_path / "part.ckpt")
-    refused(tiny_command("fit", f"--ckpt_path={tmp_path}/part.ckpt"), "holds no pruning policy")
+    refused(tiny_command("fit", f"--resume={tmp_path}/part.ckpt"), "holds no pruning policy")
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
@@ -60,7 +60,8 @@ def test_a_checkpoint_over_other_units(
     tiny_command: TinyCommand, finished: Path, no_weights_loaded: None, command: str
 ) -> None:
     last = finished / "checkpoints" / "last.ckpt"
-    outcome = tiny_command(command, f"--ckpt_path={last}", "--model.unit_kinds=[kv_group]")
+    given = "resume" if command == "fit" else "ckpt_path"
+    outcome = tiny_command(command, f"--{given}={last}", "--model.unit_kinds=[kv_group]")
     refused(outcome, "policy over 78 units", "give 6", "config.yaml")
 
 
@@ -124,12 +125,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_policy(
     assert tiny_command("fit", f"--run_dir={whole}").status == 0
     losses_break(value)
 
-    refused(tiny_command("fit"), "mask sample 1 in step 4", str(value), "--ckpt_path")
+    refused(tiny_command("fit"), "mask sample 1 in step 4", str(value), "--resume")
 
     monkeypatch.undo()
     last = tiny_command.run_dir / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 4
-    assert tiny_command("fit", f"--ckpt_path={last}").status == 0
+    assert tiny_command("fit", "--resume=auto").status == 0
     policies = [
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for folder in (tiny_command.run_dir, whole)
@@ -137,22 +138,3 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_policy(
     assert torch.equal(*(policy["policy.keep_probabilities"] for policy in policies))
     metrics = [(folder / "metrics.csv").read_text() for folder in (tiny_command.run_dir, whole)]
     assert metrics[0] == metrics[1]
-
-
-def _disk_is_full(*_: Any, **__: Any) -> NoReturn:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize(
-    "writer",
-    ["os.fsync", "lightning.fabric.plugins.io.torch_io._atomic_save"],
-    ids=["plans", "checkpoints"],
-)
-def test_a_full_disk(
-    tiny_command: TinyCommand, monkeypatch: pytest.MonkeyPatch, writer: str
-) -> None:
-    # The text's blocks are in the cache already, which lies on a disk of its own.
-    assert tiny_command("validate").status == 0
-    monkeypatch.setattr(writer, _disk_is_full)
-    refused(tiny_command("fit"), "No space left on device")
-    assert not list(tiny_command.run_dir.rglob(".*"))

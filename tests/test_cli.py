@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT_SOURCE = """path label name split data_files revision field local_copy join
     document_separator part num_blocks optional"""
 OPTIONS = {
-    "": "config seed_everything run_dir existing_run ckpt_path",
+    "": "config seed_everything run_dir existing_run resume ckpt_path",
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_rule lr_factors lr_schedule num_mask_samples masks_per loss policy update estimator
-        probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution""",
+        probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
+        shard""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -33,7 +34,9 @@ OPTIONS = {
     "data.train.": TEXT_SOURCE,
     "data.validation.": TEXT_SOURCE,
     "sparsity_tracker.": "by_layer",
+    "rank_agreement.": "every_n_steps",
     "outcome_report.": "prompt sample_tokens",
+    "checkpoint.": "every_n_train_steps keep",
 }
 """Every option of ours: a change here is a change for users and their configs."""
 
@@ -45,6 +48,8 @@ UNITS = {
     "model.num_mask_samples": "Masks",
     "model.masks_per": "masks",
     "model.loss": "nats per token",
+    "model.shard": "Ranks",
+    "rank_agreement.every_n_steps": "steps",
     "model.initialization.num_blocks": "sequences",
     "data.block_length": "tokens",
     "data.evaluation_block_length": "tokens",
@@ -53,6 +58,8 @@ UNITS = {
     "data.num_workers": "Processes",
     "data.train.num_blocks": "blocks",
     "outcome_report.sample_tokens": "tokens",
+    "checkpoint.every_n_train_steps": "Steps",
+    "checkpoint.keep": "checkpoints",
 }
 
 
@@ -77,7 +84,7 @@ def help_by_option(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def _options(parser: Any) -> Iterator[tuple[str, str]]:
     for action in parser._actions:
-        is_ours = not action.dest.startswith(("trainer.", "checkpoint."))
+        is_ours = not action.dest.startswith("trainer.")
         is_value = action.dest != "print_config" and not action.dest.endswith("help")
         is_group = action.help == "Path to a configuration file."
         if is_ours and is_value and not is_group and action.option_strings[0].startswith("-"):
@@ -228,14 +235,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert tiny_command("fit", f"--trainer.max_steps={steps_before}").status == 0
 
     last = tiny_command.run_dir / "checkpoints" / "last.ckpt"
-    resumed = tiny_command("fit", "--ckpt_path", str(last))
+    resumed = tiny_command("fit", "--resume", str(last))
 
     assert resumed.status == 0, resumed.err
     assert torch.equal(_policy(tiny_command.run_dir), _policy(whole))
     assert _metrics(tiny_command.run_dir) == _metrics(whole)
     assert _plan(tiny_command.run_dir) == _plan(whole)
     config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
-    assert config["ckpt_path"] == str(last)
+    assert config["resume"] == str(last)
     assert config["trainer"]["max_steps"] == 6
 
 

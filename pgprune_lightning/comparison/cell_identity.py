@@ -19,7 +19,7 @@ from pgprune_lightning.masking.model_source import resolve_model_source
 
 NO_NUMBER_CHANGES = {
     "": (
-        *("config", "run_dir", "existing_run", "ckpt_path", "seed_everything", "wandb"),
+        *("config", "run_dir", "existing_run", "resume", "ckpt_path", "seed_everything", "wandb"),
         *("perplexity_validation", "mask_checkpoint", "baseline_tracker", "sparsity_tracker"),
         *("training_progress", "checkpoint", "outcome_report"),
     ),

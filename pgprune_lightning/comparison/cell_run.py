@@ -139,9 +139,8 @@ def run_fit(
         module_class: What learns.
     """
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--existing_run=move_aside"]
-    checkpoint = run_dir / "checkpoints" / "last.ckpt"
-    if checkpoint.is_file():
-        own.append(f"--ckpt_path={checkpoint}")
+    if any((run_dir / "checkpoints").glob("*.ckpt")):
+        own.append("--resume=auto")
     cli = run_command(["fit", *arguments, *own], CellCLI, RaisingParser, module_class)
     assert isinstance(cli, CellCLI)
     return cli

@@ -8,7 +8,7 @@ from typing import Any
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.errors import UserError
 
-OWN_OPTIONS = ("config", "run_dir", "existing_run", "ckpt_path", "seed_everything")
+OWN_OPTIONS = ("config", "run_dir", "existing_run", "resume", "ckpt_path", "seed_everything")
 """Options of `fit` that a comparison sets itself."""
 
 

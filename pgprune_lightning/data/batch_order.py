@@ -77,6 +77,9 @@ class TrainingBatchSampler(Sampler[list[int]]):
 class EvaluationBatchSampler(Sampler[list[int]]):
     """Each block exactly once over all ranks: nothing is dropped, padded or repeated.
 
+    All ranks have equally many batches, because those that share a model must run it equally often;
+    where one has fewer blocks, its last batch may be empty.
+
     Args:
         num_blocks: Number of blocks.
         batch_size: Blocks in a batch; the last one may be shorter.
@@ -90,13 +93,14 @@ class EvaluationBatchSampler(Sampler[list[int]]):
         assert batch_size >= 1
         assert 0 <= rank < world_size
         self.blocks = range(rank, num_blocks, world_size)
+        self.most_blocks = -(-num_blocks // world_size)
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of this rank."""
-        for start in range(0, len(self.blocks), self.batch_size):
+        for start in range(0, self.most_blocks, self.batch_size):
             yield list(self.blocks[start : start + self.batch_size])
 
     def __len__(self) -> int:
-        """Number of batches of this rank."""
-        return -(-len(self.blocks) // self.batch_size)
+        """Number of batches, the same on all ranks."""
+        return -(-self.most_blocks // self.batch_size)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from pgprune_lightning.data.batch_order import (
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks, open_token_blocks
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.stop_signals import ignore_stop_signals
 
 Blocks = TypeVar("Blocks")
 
@@ -230,7 +232,9 @@ class TokenBlocksDataModule(LightningDataModule):
             batch_sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_stopping_to_the_run,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=partial(_joined, block_length=blocks.array.shape[1]),
             # Its own, because a loader draws from the global one whenever it is started.
             generator=torch.Generator(),
         )
@@ -240,3 +244,14 @@ class TokenBlocksDataModule(LightningDataModule):
         if blocks is None:
             raise RuntimeError("the token blocks are not open: call prepare_data() and setup()")
         return blocks
+
+
+def _joined(blocks: list[Tensor], block_length: int) -> Tensor:
+    """Token ids of a batch, (B, L), int64; B may be 0."""
+    return torch.stack(blocks) if blocks else torch.empty((0, block_length), dtype=torch.int64)
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """A scheduler signals workers too; one that ended would break off the step being taken."""
+    del worker
+    ignore_stop_signals()

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from pgprune_lightning import __version__
+from pgprune_lightning.credentials import without_secrets
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -33,7 +34,9 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
-        "command": shlex.join(["python", "-m", "pgprune_lightning", *sys.argv[1:]]),
+        "command": without_secrets(
+            shlex.join(["python", "-m", "pgprune_lightning", *sys.argv[1:]])
+        ),
     }
 
 

@@ -51,6 +51,11 @@ def features_read_text(names: Sequence[str]) -> bool:
     return any(METRICS[cast(MetricName, name)].reads_text for name in names if name != INITIAL)
 
 
+def features_need_gradients(names: Sequence[str]) -> bool:
+    """Whether metrics beside the initial one take a backward pass."""
+    return any(METRICS[cast(MetricName, name)].needs_gradients for name in names if name != INITIAL)
+
+
 def measure_features(
     names: Sequence[str],
     initial_U: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.projection_inputs import InputImportance, sum_over_inputs
+from pgprune_lightning.masking.sharding import whole_weight
 
 
 def flap_metric(inputs: MetricInputs) -> Tensor:
@@ -61,5 +62,7 @@ class _WeightedVariance(InputImportance):
         self.num_tokens = total
 
     def importance(self) -> Tensor:
-        norm_I = torch.linalg.vector_norm(self.linear.weight, dim=0, dtype=torch.float32)
+        norm_I = torch.linalg.vector_norm(
+            whole_weight(self.linear.weight), dim=0, dtype=torch.float32
+        )
         return norm_I.double().square() * self.deviations_I / (self.num_tokens - 1)

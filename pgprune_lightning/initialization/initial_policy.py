@@ -45,8 +45,8 @@ METRICS: dict[MetricName, Metric] = {
     "wanda_sp": Metric(wanda_sp_metric, tuple(PROJECTIONS)),
     "flap": Metric(flap_metric, tuple(PROJECTIONS)),
     "magnitude": Metric(magnitude_metric, MAGNITUDE_KINDS, reads_text=False),
-    "taylor": Metric(taylor_metric, GATED_KINDS),
-    "fisher": Metric(fisher_metric, GATED_KINDS),
+    "taylor": Metric(taylor_metric, GATED_KINDS, needs_gradients=True),
+    "fisher": Metric(fisher_metric, GATED_KINDS, needs_gradients=True),
     "layerwise_ppl": Metric(layerwise_ppl_metric, ("layer",)),
     "block_influence": Metric(block_influence_metric, ("layer",)),
     "bonsai": Metric(bonsai_metric, get_args(UnitKind), draws=True),
@@ -113,6 +113,12 @@ class Initialization:
         """Whether calibration text is needed."""
         measures = self.plan is None and self.scores is None
         return measures and METRICS[self.metric].reads_text
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a backward pass is taken."""
+        measures = self.plan is None and self.scores is None
+        return measures and METRICS[self.metric].needs_gradients
 
     def check_units(self, space: MaskSpace) -> None:
         """Check that every unit can be given an importance, before a model is loaded.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.sharding import whole_weight
 from pgprune_lightning.policy.mask_space import UnitKind
 
 MAGNITUDE_KINDS: tuple[UnitKind, ...] = ("kv_group", "mlp_channel", "layer")
@@ -61,4 +62,4 @@ def _norms(layer: DecoderLayer, kind: UnitKind) -> Iterator[Tensor]:
 
 
 def _norm(weight: Tensor, dim: int) -> Tensor:
-    return torch.linalg.vector_norm(weight, dim=dim, dtype=torch.float32)
+    return torch.linalg.vector_norm(whole_weight(weight), dim=dim, dtype=torch.float32)

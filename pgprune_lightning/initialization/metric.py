@@ -55,12 +55,14 @@ class Metric:
         unit_kinds: The kinds of unit that it can measure.
         reads_text: Whether it is measured on calibration text.
         draws: Whether it depends on the seed, on equal text too.
+        needs_gradients: Whether it takes a backward pass, which no model that ranks share can take.
     """
 
     measure: Callable[[MetricInputs], Tensor]
     unit_kinds: tuple[UnitKind, ...]
     reads_text: bool = True
     draws: bool = False
+    needs_gradients: bool = False
 
     def __call__(self, inputs: MetricInputs) -> Tensor:
         """Measure the importance of every unit, (U,), float64, CPU."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.projection_inputs import InputImportance, sum_over_inputs
+from pgprune_lightning.masking.sharding import whole_weight
 
 
 def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
@@ -49,5 +50,5 @@ class _WeightedNorm(InputImportance):
         self.num_sequences += inputs_BTI.shape[0]
 
     def importance(self) -> Tensor:
-        magnitude_I = self.linear.weight.abs().mean(0, dtype=torch.float32).double()
+        magnitude_I = whole_weight(self.linear.weight).abs().mean(0, dtype=torch.float32).double()
         return magnitude_I * (self.squared_I / self.num_sequences).sqrt()

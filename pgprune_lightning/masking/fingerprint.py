@@ -7,6 +7,8 @@ import hashlib
 import torch
 from transformers import PreTrainedModel
 
+from pgprune_lightning.masking.sharding import whole_weight
+
 SAMPLES_PER_TENSOR = 1024
 
 
@@ -30,7 +32,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         stride = -(-parameter.numel() // SAMPLES_PER_TENSOR) | 1
         positions = torch.arange(0, parameter.numel(), stride, device=parameter.device)
         # By index: flattening would copy a weight that is stored column by column.
-        sampled = parameter[torch.unravel_index(positions, parameter.shape)]
+        sampled = whole_weight(parameter)[torch.unravel_index(positions, parameter.shape)]
         values = sampled.to(torch.bfloat16).cpu().view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())

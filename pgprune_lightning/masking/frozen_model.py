@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.decoder_family import family_names, family_of
 from pgprune_lightning.masking.model_source import ModelSource
+from pgprune_lightning.masking.sharding import run_whole_once, shard_config
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -96,6 +97,7 @@ def load_frozen_model(
     dtype: torch.dtype,
     device: torch.device,
     attention: str = "sdpa",
+    shard: int = 1,
 ) -> PreTrainedModel:
     """Load a model and freeze it: evaluation mode, no parameter takes a gradient.
 
@@ -104,11 +106,14 @@ def load_frozen_model(
         dtype: Type of its weights.
         device: Where they go.
         attention: Attention implementation of transformers: `sdpa`, `eager`, `flash_attention_2`.
+        shard: Ranks that share one copy of the weights; each of them reads its part alone.
 
     Raises:
-        UserError: If the weights cannot be loaded, or some are missing.
+        UserError: If the weights cannot be loaded or shared, or some are missing.
     """
     arguments = source.keyword_arguments()
+    if shard > 1:
+        arguments["distributed_config"] = shard_config(shard, device)
     if source.gguf_file is not None:
         # Packed weights are no Linear layers; a unit's rows and columns must be addressable.
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -126,8 +131,13 @@ def load_frozen_model(
     _refuse_missing_weights(source, sorted(report["missing_keys"]))
     if source.gguf_file is not None:
         _forget_quantization(model)
-    nn.Module.to(model, device)
-    return freeze(model)
+    if shard == 1:
+        nn.Module.to(model, device)
+    freeze(model)
+    if shard > 1:
+        run_whole_once(model)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

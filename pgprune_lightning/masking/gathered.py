@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
 from pgprune_lightning.masking.multiplied import put_factors
+from pgprune_lightning.masking.sharding import is_in_parts
 from pgprune_lightning.masking.skipping import replaced_forward, skipped
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
 
@@ -32,7 +33,8 @@ class GatheredExecution:
 
     The weights of the output and down projections are laid out anew, in place, column by column:
     their shapes, values and names stay, only their strides are other. Columns are then gathered as
-    fast as rows, and there is no second copy of the weights.
+    fast as rows, and there is no second copy of the weights. Those of a model that ranks share stay
+    as they are.
 
     Args:
         model: The frozen model.
@@ -132,7 +134,8 @@ class GatheredExecution:
 
 def _store_columns_together(linear: nn.Linear) -> None:
     weight = linear.weight
-    if not weight.t().is_contiguous():
+    # Of parts, each rank has some rows, and they are joined row by row.
+    if not is_in_parts(weight) and not weight.t().is_contiguous():
         weight.data = weight.data.t().contiguous().t()
 
 

@@ -24,6 +24,7 @@ class _Request:
     dtype: torch.dtype
     device: torch.device
     attention: str
+    shard: int
 
 
 _kept: ContextVar[dict[_Request, PreTrainedModel] | None] = ContextVar("_kept", default=None)
@@ -40,7 +41,12 @@ def one_model_kept() -> Iterator[None]:
 
 
 def open_frozen_model(
-    source: ModelSource, *, dtype: torch.dtype, device: torch.device, attention: str
+    source: ModelSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    shard: int = 1,
 ) -> PreTrainedModel:
     """Load a frozen model, or take the one that is kept if it is the same.
 
@@ -49,17 +55,18 @@ def open_frozen_model(
         dtype: Type of its weights.
         device: Where they go.
         attention: Attention implementation of transformers.
+        shard: Ranks that share one copy of the weights.
 
     Raises:
         UserError: If the weights cannot be loaded, or some are missing.
     """
     kept = _kept.get()
-    request = _Request(source, dtype, device, attention)
+    request = _Request(source, dtype, device, attention, shard)
     if kept is not None and request in kept:
         return kept[request]
     if kept is not None:
         kept.clear()  # first, because two models may not fit
-    model = load_frozen_model(source, dtype=dtype, device=device, attention=attention)
+    model = load_frozen_model(source, dtype=dtype, device=device, attention=attention, shard=shard)
     if kept is not None:
         kept[request] = model
     return model

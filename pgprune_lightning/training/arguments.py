@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning.pytorch import Trainer
+
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import UnitKind
 
@@ -34,3 +36,16 @@ def check_lr_factors(lr_factors: dict[UnitKind, float], unit_kinds: list[UnitKin
             raise UserError(f"lr_factors: {kind} is not among unit_kinds {unit_kinds}.")
         if not factor >= 0:
             raise UserError(f"lr_factors: the factor of {kind} must be 0 or more, given {factor}.")
+
+
+def check_inference_mode(trainer: Trainer, shard: int) -> None:
+    """Refuse to share a model between ranks under PyTorch's inference mode, which FSDP2 breaks in.
+
+    Raises:
+        UserError: If that is asked for.
+    """
+    if shard > 1 and trainer.validate_loop.inference_mode:
+        raise UserError(
+            f"trainer.inference_mode: must be false where {shard} ranks share the model "
+            "(model.shard); nothing is slower for it."
+        )

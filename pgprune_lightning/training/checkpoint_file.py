@@ -1,6 +1,7 @@
 """What a checkpoint holds besides Lightning's own, and what makes it the wrong one."""
 
 import pickle
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,64 @@ from pgprune_lightning.plan import BaseModel
 from pgprune_lightning.policy import MaskPolicy
 
 _POLICY = "policy."
+_VERSION = 1
+_NEEDED = ("state_dict", "global_step", "loops", "optimizer_states", "callbacks")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint: tensors and primitives only, every byte checked.
+
+    Args:
+        path: A checkpoint that a run has written.
+
+    Returns:
+        Its content, on the CPU.
+
+    Raises:
+        UserError: If the file is missing, damaged, or no checkpoint of this program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"checkpoint: there is no file {str(path)!r}. A run keeps its last checkpoint as "
+            "RUN_DIR/checkpoints/last.ckpt."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not look at the checksums it writes
+        if damaged is not None:
+            raise EOFError(f"checksum of {damaged}")
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        *(OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError),
+        *(zipfile.BadZipFile, NotImplementedError, KeyError, IndexError),
+    ) as error:
+        raise UserError(
+            f"checkpoint: {path} is damaged and cannot be read. Go on from another checkpoint of "
+            f"the run, in {path.parent}, or start anew."
+        ) from error
+    _check_content(checkpoint, path)
+    content: dict[str, Any] = checkpoint
+    return content
+
+
+def _check_content(checkpoint: Any, path: Path) -> None:
+    try:
+        checkpoint["state_dict"][_POLICY + "keep_probabilities"]  # every policy has them
+        checkpoint["base_model"]["fingerprint"]  # what ties it to a model; read when it is restored
+        for name in _NEEDED:
+            checkpoint[name]
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"checkpoint: {path} holds no pruning policy; give a checkpoint that this program "
+            "wrote."
+        ) from error
+    version = checkpoint.get("checkpoint_version", _VERSION)
+    if version != _VERSION:
+        raise UserError(
+            f"checkpoint: {path} has version {version!r}; this program reads version {_VERSION}. "
+            "Go on with the release that wrote it, or start anew."
+        )
 
 
 def read_policy(ckpt_path: str | Path) -> dict[str, Tensor]:
@@ -27,29 +86,9 @@ def read_policy(ckpt_path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: If the file is missing, damaged, or no checkpoint of this program.
     """
-    path = Path(ckpt_path)
-    if not path.is_file():
-        raise UserError(
-            f"ckpt_path: there is no file {str(path)!r}. A run keeps its last checkpoint as "
-            "RUN_DIR/checkpoints/last.ckpt."
-        )
-    try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-        state: dict[str, Tensor] = checkpoint["state_dict"]
-        state[_POLICY + "keep_probabilities"]  # every policy has them
-        checkpoint["base_model"]["fingerprint"]  # what ties it to a model; read when it is restored
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"ckpt_path: {path} is damaged and cannot be read. Go on from another checkpoint of "
-            f"the run, in {path.parent}, or start anew."
-        ) from error
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"ckpt_path: {path} holds no pruning policy; give a checkpoint that this program wrote."
-        ) from error
     return {
         name.removeprefix(_POLICY): tensor
-        for name, tensor in state.items()
+        for name, tensor in read_checkpoint(ckpt_path)["state_dict"].items()
         if name.startswith(_POLICY)
     }
 
@@ -69,23 +108,33 @@ def check_checkpoint(ckpt_path: str | Path, policy: MaskPolicy) -> None:
     config = "Go on with the config of the run that wrote it, RUN_DIR/config.yaml."
     if found != num_units:
         raise UserError(
-            f"ckpt_path: {ckpt_path} holds a policy over {found} units, but model.base_model and "
+            f"checkpoint: {ckpt_path} holds a policy over {found} units, but model.base_model and "
             f"model.unit_kinds give {num_units}. {config}"
         )
     if {name: t.shape for name, t in state.items()} != {n: t.shape for n, t in expected.items()}:
         raise UserError(
-            f"ckpt_path: {ckpt_path} holds another policy than this model.policy, "
+            f"checkpoint: {ckpt_path} holds another policy than this model.policy, "
             f"{type(policy).__name__}: its state is {', '.join(state)}. {config}"
         )
 
 
-def tie_to_model(checkpoint: dict[str, Any], base_model: BaseModel) -> None:
-    """Write into a checkpoint which model its policy is learned on."""
+def describe_run(checkpoint: dict[str, Any], base_model: BaseModel, update: str) -> None:
+    """Write into a checkpoint which model its policy is learned on, and by which update."""
+    checkpoint["checkpoint_version"] = _VERSION
     checkpoint["base_model"] = asdict(base_model)
+    checkpoint["update"] = update
 
 
-def check_model(checkpoint: dict[str, Any], base_model: BaseModel) -> None:
-    """Refuse the checkpoint of a policy that was learned on another model.
+def check_run(
+    checkpoint: dict[str, Any], base_model: BaseModel, update: str, state: dict[str, Tensor]
+) -> None:
+    """Refuse the checkpoint of a policy that was learned on another model, or in another way.
+
+    Args:
+        checkpoint: Its content.
+        base_model: The model of this run.
+        update: Name of its update.
+        state: The state of its policy and estimator.
 
     Raises:
         UserError: If it was.
@@ -93,17 +142,40 @@ def check_model(checkpoint: dict[str, Any], base_model: BaseModel) -> None:
     learned_on = checkpoint["base_model"]
     if learned_on["fingerprint"] != base_model.fingerprint:
         raise UserError(
-            f"ckpt_path: the policy was learned on {learned_on['source']!r}, whose weights are "
+            f"checkpoint: the policy was learned on {learned_on['source']!r}, whose weights are "
             f"not those of {base_model.source!r}. Go on with the model of its run."
+        )
+    found = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
+    if found != {name: tensor.shape for name, tensor in state.items()}:
+        raise UserError(
+            "checkpoint: it was learned with another model.estimator or model.policy: its state "
+            f"is {', '.join(found)}. Go on with the config of its run, RUN_DIR/config.yaml."
+        )
+    if checkpoint.get("update", update) != update:
+        raise UserError(
+            f"checkpoint: it was learned with model.update {checkpoint['update']}, not {update}. "
+            "Go on with the config of its run, RUN_DIR/config.yaml."
         )
 
 
-def forget_broken_batch(checkpoint: dict[str, Any]) -> None:
-    """Let a run that goes on count only the batches whose step was taken.
+def place_loops(checkpoint: dict[str, Any]) -> None:
+    """Let a run that goes on count the steps that were taken, and validate if that is due.
 
-    One that an error broke off would shift all later validations.
+    Lightning's own counters say in which hook a checkpoint was saved. One of `on_train_batch_end`
+    skips the validation of its step, which a kill may have broken off; one of an error counts
+    the batch that failed, and shifts all later validations.
     """
-    loops = checkpoint.get("loops", {})
-    if "fit_loop" in loops:
-        batches = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
-        batches["ready"] = checkpoint["global_step"]
+    loops = checkpoint["loops"].get("fit_loop")
+    if loops is None:
+        return
+    step = checkpoint["global_step"]
+    batches = dict.fromkeys(("ready", "started", "processed", "completed"), step)
+    loops["epoch_loop.batch_progress"] |= {"total": batches, "current": dict(batches)}
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    # A validation counts as begun where its first batch has started and has not been processed.
+    begun = int(checkpoint.get("validation_due", False))
+    validation = {"ready": begun, "started": begun, "processed": 0, "completed": 0}
+    loops["epoch_loop.val_loop.batch_progress"] |= {
+        "total": validation,
+        "current": dict(validation),
+    }

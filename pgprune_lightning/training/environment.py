@@ -74,6 +74,7 @@ class FrozenEnvironment:
         device: torch.device,
         attention: str,
         execution: ExecutionName = "gathered",
+        shard: int = 1,
     ) -> None:
         """Load and freeze the weights.
 
@@ -83,12 +84,18 @@ class FrozenEnvironment:
             attention: Attention implementation of transformers.
             execution: How masks are executed: `gathered`, `multiplied`, or `auto`, the faster of
                 both in the first passes of `losses_of_masks`.
+            shard: Ranks that share one copy of the weights. Every rank must then call what runs the
+                model equally often.
 
         Raises:
             UserError: If they cannot be loaded.
         """
         model = open_frozen_model(
-            self.source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
+            self.source,
+            dtype=resolve_dtype(dtype, device),
+            device=device,
+            attention=attention,
+            shard=shard,
         )
         self._execution = ExecutionChoice(model, self.space, execution)
         self.base_model = BaseModel(
@@ -121,12 +128,14 @@ class FrozenEnvironment:
         """Token losses of the model under a mask.
 
         Args:
-            batch_BT: Token ids, (B, T), int64.
+            batch_BT: Token ids, (B, T), int64; B may be 0.
             mask_U: Which units stay, (U,), bool; None for the dense model.
 
         Returns:
             Nats per token, (B, T - 1), float32.
         """
+        if len(batch_BT) == 0:  # ranks that share a model must all run it
+            return self.token_nll(batch_BT.new_zeros(1, batch_BT.shape[1]), mask_U)[:0]
         with nullcontext(self.model) if mask_U is None else self.masked(mask_U) as model:
             return torch.cat([token_nll(model, part_BT) for part_BT in self._parts(batch_BT)])
 

@@ -13,9 +13,9 @@ from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, MaskSpace
 from pgprune_lightning.training.budget_schedule import BudgetSchedule
 from pgprune_lightning.training.checkpoint_file import (
-    check_model,
-    forget_broken_batch,
-    tie_to_model,
+    check_run,
+    describe_run,
+    place_loops,
 )
 from pgprune_lightning.training.environment import FrozenEnvironment
 
@@ -33,6 +33,7 @@ class PolicyModule(LightningModule):
     environment: FrozenEnvironment
     budgets: BudgetSchedule
     policy: MaskPolicy
+    update_name: str
 
     @property
     def space(self) -> MaskSpace:
@@ -98,11 +99,12 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tie the checkpoint to the model it was learned on."""
-        tie_to_model(checkpoint, self.environment.base_model)
+        describe_run(checkpoint, self.environment.base_model, self.update_name)
         checkpoint["execution"] = self.environment.execution
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another model, and forget the batch that an error broke off."""
-        check_model(checkpoint, self.environment.base_model)
+        """Refuse another model or update, and go on with the step that comes."""
+        name, state = self.update_name, self.state_dict()
+        check_run(checkpoint, self.environment.base_model, name, state)
         self.environment.restore_execution(checkpoint.get("execution"))
-        forget_broken_batch(checkpoint)
+        place_loops(checkpoint)

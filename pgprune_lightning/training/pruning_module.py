@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.sharding import check_shard
 from pgprune_lightning.policy import (
     BudgetScope,
     FreeProbabilities,
@@ -28,7 +29,11 @@ from pgprune_lightning.policy import (
     UnitKind,
     mask_generator,
 )
-from pgprune_lightning.training.arguments import check_arguments, check_lr_factors
+from pgprune_lightning.training.arguments import (
+    check_arguments,
+    check_inference_mode,
+    check_lr_factors,
+)
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment, Judge
@@ -108,6 +113,9 @@ class PolicyGradientPruning(PolicyModule):
         execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
             everything and multiplies it by the mask, `auto` picks the faster in the first steps.
             They differ by rounding, so numbers that repeat bit for bit want a named one.
+        shard: Ranks that share one copy of the model's weights (FSDP2), for one too large for a
+            device; each still has batches and masks of its own. 1: every rank has a whole copy.
+            Wants `trainer.strategy: ddp` and divides `trainer.devices`.
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
@@ -137,6 +145,7 @@ class PolicyGradientPruning(PolicyModule):
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         attention: str = "sdpa",
         execution: ExecutionName = "gathered",
+        shard: int = 1,
         seed: int = 0,
     ) -> None:
         """Check what can be checked without a model."""
@@ -145,6 +154,7 @@ class PolicyGradientPruning(PolicyModule):
         check_arguments(keep_ratio, lr, num_mask_samples)
         check_lr_factors(lr_factors or {}, unit_kinds)
         self.source = resolve_model_source(base_model)
+        check_shard(shard, self.source)
         self.keep_ratio = keep_ratio
         self.unit_kinds = unit_kinds
         self.channels_per_unit = channels_per_unit
@@ -169,7 +179,9 @@ class PolicyGradientPruning(PolicyModule):
         self.model_dtype = dtype
         self.attention = attention
         self.execution = execution
+        self.shard = shard
         self.seed = seed
+        self.is_between_updates = True
 
     # The environment and the first policy.
 
@@ -197,11 +209,15 @@ class PolicyGradientPruning(PolicyModule):
             self.estimator = own_estimator
             self.judging.check(self.estimator)
         self.starting_point = StartingPoint(
-            self.initialization, self.space, self.source.given, self.policy.feature_names
+            self.initialization,
+            self.space,
+            self.source.given,
+            self.policy.feature_names,
+            self.shard,
         )
         even_U = torch.full((self.space.num_units,), self.keep_ratio, dtype=torch.float64)
         self.policy.start_from(self.feasible_set.project(even_U), self.feasible_set)
-        self._new_update()  # refuses wrong options now
+        self.update_name = type(self._new_update()).__name__  # refuses wrong options now
 
     def configure_model(self) -> None:
         """Load and freeze the model; on a fresh start, initialise the policy with its help."""
@@ -214,6 +230,7 @@ class PolicyGradientPruning(PolicyModule):
             device=device,
             attention=self.attention,
             execution=self.execution,
+            shard=self.shard,
         )
         if self.trainer.ckpt_path is None:
             batches = self.starting_point.batches_of(self.trainer)
@@ -224,6 +241,7 @@ class PolicyGradientPruning(PolicyModule):
 
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or too little text, while that is cheap."""
+        check_inference_mode(self.trainer, self.shard)
         if self.trainer.state.fn == "fit":
             self.budgets.check_length(self.trainer.max_steps)
             batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
@@ -273,6 +291,7 @@ class PolicyGradientPruning(PolicyModule):
             self.environment, batch, probabilities_U.detach(), self.estimator, generator
         )
         self._check_losses(samples.losses_S)
+        self.is_between_updates = False
         gradient = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
         gradient = self._mean_over_ranks(gradient)
         self.policy.assign_gradient(gradient, self.feasible_set, self.global_step)
@@ -281,6 +300,7 @@ class PolicyGradientPruning(PolicyModule):
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
+        self.is_between_updates = True
         return {
             "losses": samples.losses_S,
             "baseline": self.estimator.used_baseline.clone(),
@@ -294,8 +314,8 @@ class PolicyGradientPruning(PolicyModule):
         raise UserError(
             f"The loss of mask sample {sample} in step {self.global_step} is "
             f"{float(losses_S[sample])}; the policy stays as it was before this step. Try "
-            "model.dtype float32, a higher model.keep_ratio, or look for broken weights; the last "
-            "checkpoint goes on from here with --ckpt_path."
+            "model.dtype float32, a higher model.keep_ratio, or look for broken weights; "
+            "--resume auto goes on from the last checkpoint."
         )
 
     def _rows_of_all_ranks(self, values: Tensor) -> Tensor:

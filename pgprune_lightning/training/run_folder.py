@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from pgprune_lightning.atomic_write import remove_litter
 from pgprune_lightning.errors import UserError
 
 ExistingRun = Literal["stop", "move_aside"]
@@ -18,9 +19,8 @@ def check_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool)
     """
     if existing_run == "stop" and not resumes and _holds_run(run_dir):
         raise UserError(
-            f"run_dir: {run_dir} already holds a run. Choose another --run_dir, go on from its "
-            f"checkpoint with --ckpt_path {run_dir}/checkpoints/last.ckpt, or pass "
-            "--existing_run move_aside."
+            f"run_dir: {run_dir} already holds a run. Go on with it by --resume auto, choose "
+            "another --run_dir, or pass --existing_run move_aside."
         )
 
 
@@ -41,6 +41,8 @@ def claim_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool)
         if not resumes and _holds_run(run_dir):
             run_dir.rename(free_name(run_dir))
         run_dir.mkdir(parents=True, exist_ok=True)
+        for folder in (run_dir, run_dir / "checkpoints", *(run_dir / "plans").glob("*")):
+            remove_litter(folder)
     except OSError as error:
         raise UserError(
             f"run_dir: {run_dir} cannot be made: {error.strerror}. Choose another --run_dir."

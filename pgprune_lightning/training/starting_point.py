@@ -14,6 +14,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.initialization.features import (
     check_features,
+    features_need_gradients,
     features_read_text,
     measure_features,
 )
@@ -36,9 +37,11 @@ class StartingPoint:
         space: The units.
         base_model: The model, as the user named it.
         feature_names: Further metrics that the policy asks for.
+        shard: Ranks that share one copy of the weights.
 
     Raises:
-        UserError: If a metric cannot measure a kind, or a plan or scores are for other units.
+        UserError: If a metric cannot measure a kind or a shared model, or a plan or scores are for
+            other units.
     """
 
     def __init__(
@@ -47,9 +50,16 @@ class StartingPoint:
         space: MaskSpace,
         base_model: str,
         feature_names: Sequence[str] = (),
+        shard: int = 1,
     ) -> None:
         initialization.check_units(space)
         check_features(feature_names, space)
+        if shard > 1 and (initialization.needs_gradients or features_need_gradients(feature_names)):
+            raise UserError(
+                f"model.shard: {shard} ranks that share a model cannot take the backward pass of "
+                "the metrics taylor and fisher. Choose another model.initialization.metric (and "
+                "features), or give its model.initialization.scores, measured before."
+            )
         self.feature_names = feature_names
         self.initialization = initialization
         plan = initialization.plan

@@ -35,13 +35,14 @@ def fit(
     tiny_run: TinyRun,
     perplexities: tuple[float, ...],
     ckpt_path: Path | None = None,
+    patience: int = 2,
     **options: Any,
 ) -> Any:
     module = tiny_run.module(**options)
     callbacks = [
         Scripted(*perplexities),
         MaskCheckpoint(str(tiny_run.folder)),
-        EarlyStop(patience=2, min_improvement=0.1),
+        EarlyStop(patience=patience, min_improvement=0.1),
     ]
     trainer = tiny_run.trainer(callbacks, max_steps=7, val_check_interval=1)
     trainer.fit(module, datamodule=tiny_run.datamodule(), ckpt_path=ckpt_path)
@@ -71,8 +72,11 @@ def test_a_resumed_run_goes_on_waiting(tiny_run: TinyRun) -> None:
     assert trainer.global_step == 3
     path = tiny_run.folder / "stopped.ckpt"
     trainer.save_checkpoint(path)
-    assert fit(tiny_run, (7.9, 7.9), path).global_step == 4, "no tenth better: waits no longer"
-    assert fit(tiny_run, (7.0, 7.0), path).global_step == 6, "better: waits anew"
+    assert fit(tiny_run, (), path).global_step == 3, "it had ended"
+    more = fit(tiny_run, (7.9, 7.9), path, patience=3)
+    assert more.global_step == 4, "no tenth better: waits no longer"
+    more = fit(tiny_run, (7.0, 7.0, 7.0, 7.0), path, patience=3)
+    assert more.global_step == 7, "better: waits anew"
 
 
 def test_masks_of_a_wider_budget_do_not_count(tiny_run: TinyRun) -> None:

@@ -31,7 +31,7 @@ def test_any_trace_of_a_run_stops_the_next(tmp_path: Path, name: str) -> None:
         with pytest.raises(UserError, match="already holds a run") as refusal:
             refuse(tmp_path, "stop", resumes=False)
         assert "--existing_run move_aside" in str(refusal.value)
-        assert f"--ckpt_path {tmp_path}/checkpoints/last.ckpt" in str(refusal.value)
+        assert "--resume auto" in str(refusal.value)
 
 
 def test_a_check_changes_nothing(old_run: Path) -> None:

@@ -3,8 +3,6 @@
 Shapes: S mask samples of a rank, R of both, U units, B sequences, T tokens.
 """
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from pgprune_lightning.policy import (
     mask_generator,
 )
 from tests.tiny_runs import TinyRun
+from tests.two_ranks import on_two_ranks, run_two_ranks
 
 STEPS = 3
 RECIPES: dict[str, dict[str, Any]] = {
@@ -28,12 +27,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 SEQUENCES: dict[str, Any] = {"masks_per": "sequence", "num_mask_samples": 1, "lr": 0.002}
 
 
-def _fits_of_a_rank(rank: int, run: TinyRun, port: int) -> None:
+def _fits_of_a_rank(rank: int, run: TinyRun) -> None:
     from lightning.pytorch import Callback
-    from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", GROUP_RANK="0")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
     class Recorder(Callback):
         def on_train_batch_start(
@@ -50,8 +45,7 @@ def _fits_of_a_rank(rank: int, run: TinyRun, port: int) -> None:
         steps: list[dict[str, Tensor]] = []
         trainer = run.trainer(
             [Recorder()],
-            **{"max_steps": STEPS, "val_check_interval": STEPS, "devices": 2, "strategy": "ddp"},
-            plugins=[TorchElasticEnvironment()],
+            **{"max_steps": STEPS, "val_check_interval": STEPS, **on_two_ranks()},
         )
         module = run.module(**SEQUENCES, **options)
         trainer.fit(module, datamodule=run.datamodule())
@@ -64,10 +58,7 @@ def two_ranks(
     tiny_model_folder: Path, tiny_texts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyRun:
     run = TinyRun(tiny_model_folder, tiny_texts, tmp_path_factory.mktemp("two-ranks"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_fits_of_a_rank, args=(run, port), nprocs=2)
+    run_two_ranks(_fits_of_a_rank, run)
     return run
 
 

@@ -1,0 +1,94 @@
+"""A signal stops a run after its step, with a checkpoint and the right status."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pgprune_lightning.training import PolicyGradientPruning
+from tests.tiny_commands import TinyCommand
+
+STATUSES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+@pytest.fixture
+def signals_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sends this process signals when a method of the module is called at a step."""
+
+    def send(method: str, step: int, *numbers: int) -> None:
+        original = getattr(PolicyGradientPruning, method)
+
+        def patched(self: PolicyGradientPruning, *arguments: Any) -> Any:
+            if self.global_step == step:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(PolicyGradientPruning, method, patched)
+
+    return send
+
+
+def last_step(run_dir: Path) -> int:
+    step: int = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    return step
+
+
+@pytest.mark.parametrize(("number", "status"), STATUSES.items())
+def test_the_step_is_finished_and_saved(
+    tiny_command: TinyCommand, signals_in: Callable[..., None], number: int, status: int
+) -> None:
+    before = {other: signal.getsignal(other) for other in STATUSES}
+    signals_in("training_step", 1, number)
+    outcome = tiny_command("fit")
+    assert outcome.status == status
+    assert "Stopped after step 2. Go on with --resume auto." in outcome.err
+    assert "Traceback" not in outcome.err
+    assert last_step(tiny_command.run_dir) == 2
+    assert {other: signal.getsignal(other) for other in STATUSES} == before
+
+
+def test_the_first_signal_counts_and_the_others_do_nothing(
+    tiny_command: TinyCommand, signals_in: Callable[..., None]
+) -> None:
+    signals_in("training_step", 1, signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    assert tiny_command("fit").status == 130
+    assert last_step(tiny_command.run_dir) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "saved"),
+    [
+        ("configure_model", 0, None),
+        ("on_validation_epoch_start", 0, None),
+        ("on_validation_epoch_start", 6, 3),
+        ("training_step", 5, 3),
+    ],
+)
+def test_outside_of_steps_the_run_ends_at_once(
+    tiny_command: TinyCommand,
+    signals_in: Callable[..., None],
+    method: str,
+    step: int,
+    saved: int | None,
+) -> None:
+    """Before the first step, and after the last, which a report follows that has to be made."""
+    signals_in(method, step, signal.SIGTERM)
+    assert tiny_command("fit").status == 75
+    assert not (tiny_command.run_dir / "summary.json").exists()
+    if saved is None:
+        assert not (tiny_command.run_dir / "checkpoints").exists()
+    else:
+        assert last_step(tiny_command.run_dir) == saved
+
+
+def test_a_signal_in_a_validation_waits_for_the_step_after_it(
+    tiny_command: TinyCommand, signals_in: Callable[..., None]
+) -> None:
+    signals_in("on_validation_epoch_start", 3, signal.SIGUSR1)
+    assert tiny_command("fit").status == 75
+    assert last_step(tiny_command.run_dir) == 4
