@@ -141,12 +141,12 @@ class PruningCLI(LightningCLI):
         """Parse, and refuse what LightningCLI would stumble over."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        self.check(config)
         if self.config.subcommand == "fit" and config.ckpt_path is not None:
             raise UserError(
                 f"ckpt_path: fit goes on from a checkpoint by --resume {config.ckpt_path}, or by "
                 "--resume auto from the newest of its folder."
             )
+        self.check(config)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.base_model
 
