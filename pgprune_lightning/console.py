@@ -24,6 +24,7 @@ ADVICE_THAT_DOES_NOT_HOLD = (
     ".*when logging on epoch level in distributed setting.*",  # we log what is of all ranks
     ".*`srun` command is available.*",  # one process is started without it
     ".*args parameter is intended to run from within Python.*",
+    ".*`srun` command is available on your system but is not used.*",
 )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 import callbacks
@@ -15,6 +15,7 @@ from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.resolved_config import SaveResolvedConfig, plain
 from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoint_file import read_policy
@@ -58,26 +59,6 @@ Validation counts steps and not epochs; the sanity check over the whole validati
 the untrained mask; the precision is the policy's, the frozen model has its own (`model.dtype`).
 Every pass is under `no_grad`; inference mode, no faster here, does not go with a shared model.
 """
-
-
-class SaveResolvedConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run folder of a fit, once the model is loaded.
-
-    Not before: a run that fails on its input leaves a folder in which the next one can start.
-    """
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the configuration to loggers that show it."""
-        del pl_module, stage
-        for logger in trainer.loggers:
-            logger.log_hyperparams(plain(self.config.as_dict()))
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Too early."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file; `validate` and `test` leave that of their run as it was."""
-        super().setup(trainer, pl_module, "fit")
 
 
 class PruningCLI(LightningCLI):
@@ -146,12 +127,12 @@ class PruningCLI(LightningCLI):
         """Parse, and refuse what LightningCLI would stumble over."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        self.check(config)
         if self.config.subcommand == "fit" and config.ckpt_path is not None:
             raise UserError(
                 f"ckpt_path: fit goes on from a checkpoint by --resume {config.ckpt_path}, or by "
                 "--resume auto from the newest of its folder."
             )
+        self.check(config)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.base_model
 
@@ -225,15 +206,6 @@ class PruningCLI(LightningCLI):
 
     def _resumes(self) -> bool:
         return bool(self.config.fit.resume != "never")
-
-
-def plain(value: Any) -> Any:
-    """Primitives only, as loggers and YAML want them."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def run_command(

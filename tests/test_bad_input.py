@@ -13,14 +13,11 @@ from tests.tiny_commands import Outcome, TinyCommand, refused
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def wrong(tmp_path: Path) -> Path:
-    """A folder of files that cannot be used."""
+def make_wrong_files(folder: Path) -> None:
+    """Fill a folder with files that cannot be used."""
     from gguf import GGUFWriter
     from transformers import GPT2Config
 
-    folder = tmp_path / "wrong"
-    folder.mkdir()
     (folder / "malformed.yaml").write_text("model: [1,\n b: {")
     (folder / "unknown.yaml").write_text("model:\n  keep_ration: 0.5\n")
     (folder / "text.pdf").write_text("w1 w2")
@@ -44,6 +41,14 @@ def wrong(tmp_path: Path) -> Path:
     writer.close()
     (folder / "plan").mkdir()
     (folder / "plan" / "plan.json").write_text('{"format": "pgprune-plan"')
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Path:
+    """A folder of files that cannot be used."""
+    folder = tmp_path / "wrong"
+    folder.mkdir()
+    make_wrong_files(folder)
     return folder
 
 

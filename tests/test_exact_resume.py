@@ -11,7 +11,7 @@ import torch
 
 from pgprune_lightning.training import PolicyGradientPruning
 from tests.run_traces import files_of, recorded_steps, steps_of
-from tests.tiny_commands import TinyCommand
+from tests.tiny_commands import TinyCommand, refused
 
 STEPS = 6
 WRAPPED = """
@@ -130,3 +130,15 @@ def test_a_checkpoint_is_small_and_holds_everything(tiny_command: TinyCommand) -
     assert set(states["MaskCheckpoint"]["plans"]) == {"initial", "best"}
     assert sorted(states["PerplexityValidation"]["history"]) == [0, 3, 6]
     assert {"estimator.baseline", "policy.keep_probabilities"} < set(checkpoint["state_dict"])
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_command: TinyCommand) -> None:
+    assert tiny_command("fit").status == 0
+    before = files_of(tiny_command.run_dir)
+    again = tiny_command("fit", "--resume=auto")
+    assert again.status == 0, again.err
+    assert files_of(tiny_command.run_dir) == before
+
+
+def test_fit_says_how_to_go_on(tiny_command: TinyCommand) -> None:
+    refused(tiny_command("fit", "--ckpt_path=a.ckpt"), "--resume a.ckpt", "--resume auto")

@@ -78,7 +78,7 @@ def tiny_command(
     """A command line with a config and a run folder of the test's own."""
     config = tmp_path / "config.yaml"
     run_dir = tmp_path / "run"
-    config.write_text(yaml.safe_dump(_config(tiny_model_folder, tiny_texts, run_dir)))
+    config.write_text(yaml.safe_dump(tiny_config(tiny_model_folder, tiny_texts, run_dir)))
     return TinyCommand(config, run_dir, lambda status: Outcome(status, *capsys.readouterr()))
 
 
@@ -93,7 +93,8 @@ def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "open_frozen_model", fail)
 
 
-def _config(model: Path, texts: Path, run_dir: Path) -> dict[str, Any]:
+def tiny_config(model: Path, texts: Path, run_dir: Path) -> dict[str, Any]:
+    """The config of six steps on a tiny model."""
     return {
         "run_dir": str(run_dir),
         "model": {

@@ -90,15 +90,13 @@ class TinyRun:
         return module
 
 
-@pytest.fixture(scope="session")
-def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama with a word-level tokenizer, as `save_pretrained` writes them."""
+def write_tiny_model(folder: Path) -> Path:
+    """Write a tiny random Llama with a word-level tokenizer, as `save_pretrained` does."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from tests.tiny_models import make_tiny_model
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
     make_tiny_model("llama_gqa").save_pretrained(folder)
     vocabulary = {word: index for index, word in enumerate(["<unk>", "</s>", *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -110,14 +108,25 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three short texts of random words."""
-    folder = tmp_path_factory.mktemp("tiny-texts")
+def write_tiny_texts(folder: Path) -> Path:
+    """Write three short texts of random words."""
+    folder.mkdir(exist_ok=True)
     draw = random.Random(0)
     for name, num_words in (("train", 1600), ("valid", 130), ("test", 130)):
         (folder / f"{name}.txt").write_text(" ".join(draw.choices(WORDS, k=num_words)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a word-level tokenizer."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short texts of random words."""
+    return write_tiny_texts(tmp_path_factory.mktemp("tiny-texts"))
 
 
 @pytest.fixture

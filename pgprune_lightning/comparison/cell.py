@@ -19,8 +19,9 @@ from pgprune_lightning.comparison.option_check import cell_arguments, check_conf
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.initial_policy import METRICS
-from pgprune_lightning.pruning_cli import plain, run_command
+from pgprune_lightning.pruning_cli import run_command
 from pgprune_lightning.reference import BackpropagatedPruning
+from pgprune_lightning.resolved_config import plain
 from pgprune_lightning.training import PolicyGradientPruning
 
 

@@ -38,15 +38,19 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
 
 
 def _newest(run_dir: Path) -> Path | None:
-    candidates = sorted((run_dir / CHECKPOINTS).glob("*.ckpt"))
-    steps: dict[Path, int] = {}
+    # The last one first: copies of later steps are what a run left that was resumed before them.
+    candidates = sorted(
+        (run_dir / CHECKPOINTS).glob("*.ckpt"),
+        key=lambda path: (path.name == LAST, path.name),
+        reverse=True,
+    )
     for path in candidates:
         try:
-            steps[path] = int(read_checkpoint(path)["global_step"])
+            read_checkpoint(path)
         except UserError as error:
             rank_zero_warn(f"passed over. {error}", category=UserWarning)
-    if steps:
-        return max(steps, key=lambda path: (steps[path], path.name == LAST))
+        else:
+            return path
     found = "none of its checkpoints loads" if candidates else "its checkpoints are gone"
     if candidates or _took_steps(run_dir):
         raise UserError(

@@ -32,8 +32,13 @@ def test_never_looks_at_nothing(checkpoints: Path) -> None:
 
 def test_the_newest_is_taken(checkpoints: Path) -> None:
     assert find_checkpoint("auto", checkpoints.parent) == checkpoints / "last.ckpt"
-    newer = write_checkpoint(checkpoints / "step=00000008.ckpt", 8)
-    assert find_checkpoint("auto", checkpoints.parent) == newer
+    (checkpoints / "last.ckpt").unlink()
+    assert find_checkpoint("auto", checkpoints.parent) == checkpoints / "step=00000004.ckpt"
+
+
+def test_what_a_run_left_before_it_went_back_is_not_taken(checkpoints: Path) -> None:
+    write_checkpoint(checkpoints / "step=00000008.ckpt", 8)
+    assert find_checkpoint("auto", checkpoints.parent) == checkpoints / "last.ckpt"
 
 
 def test_a_damaged_one_is_named_and_passed_over(checkpoints: Path) -> None:

@@ -1,0 +1,87 @@
+"""Runs of two processes that are sent SIGTERM at random moments, and resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+
+from tests.faults.tally import Tally
+from tests.faults.warm_runs import WarmRuns, wait
+
+RANKS = (0, 1)
+
+
+def stop_runs(runs: WarmRuns, number: int, seed: int = 0) -> Tally:
+    """Stop and resume so many runs; every fourth gets the signal twice, or on one rank alone."""
+    draw, tally = random.Random(seed), Tally()
+    statuses, seconds = _finish(_start(runs, "whole"))
+    if any(statuses):
+        raise RuntimeError(runs.log("whole@0").read_text()[-2000:])
+    tries = 0
+    while tally.tried < number:
+        name = f"stop-{(tries := tries + 1)}"
+        loss = _stop(runs, name, draw, seconds, tally.tried % 4)
+        if loss is not None:
+            tally.add(name, loss)
+    return tally
+
+
+def _stop(runs: WarmRuns, name: str, draw: random.Random, seconds: float, kind: int) -> str | None:
+    """What was lost, empty if nothing was; None if the run had ended before the signal."""
+    processes = _start(runs, name)
+    if kind == 3:  # one rank alone: only while steps are taken can it tell the other
+        _wait_for_steps(runs, name, draw.randrange(1, 8))
+    else:
+        time.sleep(draw.uniform(0.1, seconds))
+    for process in processes[:1] if kind == 3 else processes:
+        os.kill(process, signal.SIGTERM)
+    if kind == 2:
+        time.sleep(draw.uniform(0, 0.1))
+        for process in processes:
+            os.kill(process, signal.SIGTERM)
+    statuses, _ = _finish(processes)
+    # Before the program runs, a process dies of the signal as any does.
+    if statuses == [0, 0]:
+        return None
+    if not set(statuses) <= {75, -signal.SIGTERM}:
+        return f"stopped with {statuses}"
+    statuses, _ = _finish(_start(runs, name, "--resume=auto"))
+    if any(statuses):
+        return f"resumed with {statuses}"
+    differences = [runs.difference(f"{name}@{rank}", f"whole@{rank}") for rank in RANKS]
+    return "; ".join(filter(None, differences))
+
+
+def _start(runs: WarmRuns, name: str, *options: str) -> list[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **{"WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "faults"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    }
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", *options)
+    return [
+        runs.start(
+            f"{name}@{rank}",
+            *two,
+            environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in RANKS
+    ]
+
+
+def _finish(processes: list[int]) -> tuple[list[int], float]:
+    start = time.monotonic()
+    return [wait(process) for process in processes], time.monotonic() - start
+
+
+def _wait_for_steps(runs: WarmRuns, name: str, steps: int) -> None:
+    trace, end = runs.trace(f"{name}@0"), time.monotonic() + 60
+    while time.monotonic() < end:
+        if trace.exists() and len(trace.read_text().splitlines()) >= steps:
+            return
+        time.sleep(0.01)
