@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "tests" / "cluster" / "one_node_slurm.sh"
@@ -135,6 +136,21 @@ def test_a_run_that_is_preempted_twice_ends_as_one_that_is_not(
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_two_ranks_stop_and_go_on_together(slurm: None, pgprune_data: Path, tmp_path: Path) -> None:
+    ranks = ("--ntasks-per-node=2", "--overcommit")
+    job = Job(tmp_path, pgprune_data, "--trainer.max_steps=150", slurm=ranks)
+    job.wait_for_rows(30)
+    _said("scancel", "--signal=USR1", job.id)
+    job.wait_for_the_end()
+    assert job.show("JobState") == "COMPLETED", job.said()
+    assert job.show("Restarts") == "1", job.said()
+    steps = [int(row.split(",")[0]) for row in job.rows()]
+    assert sorted(set(steps)) == list(range(steps[0], 151)), job.said()
+    config = yaml.safe_load((job.run_dir / "config.yaml").read_text())
+    assert int(config["trainer"]["devices"]) == 2
+    assert config["trainer"]["strategy"] == "ddp"
 
 
 def test_a_cancelled_run_does_not_come_back(
