@@ -31,9 +31,10 @@ from pgprune_lightning.policy import (
 from pgprune_lightning.training.arguments import check_arguments, check_lr_factors
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
-from pgprune_lightning.training.environment import FrozenEnvironment, Judge
+from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.execution_choice import ExecutionName
 from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
+from pgprune_lightning.training.mask_losses import Judge
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
 
@@ -106,8 +107,10 @@ class PolicyGradientPruning(PolicyModule):
             where the device computes in it natively). The policy is always float64.
         attention: Attention implementation of transformers (`sdpa`, `eager`, ...).
         execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
-            everything and multiplies it by the mask, `auto` picks the faster in the first steps.
-            They differ by rounding, so numbers that repeat bit for bit want a named one.
+            everything and multiplies it by the mask, `widened` does so for all masks of a step in
+            one forward pass (on a GPU by CUDA graphs, for models too small to keep it busy),
+            `auto` picks the fastest in the first steps. They differ by rounding, so numbers that
+            repeat bit for bit want a named one.
         seed: Seed of the masks and of a random initialisation; set by `seed_everything`.
     """
 
