@@ -37,6 +37,7 @@ from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
 from pgprune_lightning.training.mask_losses import Judge
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
+from pgprune_lightning.training.whole_step import whole_step
 
 UpdateFactory = Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate]
 """Makes an update of a policy, its step size, what settles it, and what the step size means."""
@@ -275,12 +276,12 @@ class PolicyGradientPruning(PolicyModule):
         samples = self.judging.samples(
             self.environment, batch, probabilities_U.detach(), self.estimator, generator
         )
-        self._check_losses(samples.losses_S)
-        gradient = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
-        gradient = self._mean_over_ranks(gradient)
-        self.policy.assign_gradient(gradient, self.feasible_set, self.global_step)
-        optimizer: Any = self.optimizers()
-        optimizer.step()
+        samples = samples.among_ranks(self._rows_of_all_ranks)
+        with whole_step(self.estimator, samples.losses_R, self.global_step):
+            gradient = self._mean_over_ranks(self.estimator.estimate(samples))
+            self.policy.assign_gradient(gradient, self.feasible_set, self.global_step)
+            optimizer: Any = self.optimizers()
+            optimizer.step()
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
@@ -289,17 +290,6 @@ class PolicyGradientPruning(PolicyModule):
             "baseline": self.estimator.used_baseline.clone(),
             "gradient_norm": self.policy.gradient_norm(gradient),
         }
-
-    def _check_losses(self, losses_S: Tensor) -> None:
-        if bool(losses_S.isfinite().all()):
-            return
-        sample = int((~losses_S.isfinite()).nonzero()[0])
-        raise UserError(
-            f"The loss of mask sample {sample} in step {self.global_step} is "
-            f"{float(losses_S[sample])}; the policy stays as it was before this step. Try "
-            "model.dtype float32, a higher model.keep_ratio, or look for broken weights; the last "
-            "checkpoint goes on from here with --ckpt_path."
-        )
 
     def _rows_of_all_ranks(self, values: Tensor) -> Tensor:
         gathered: Any = self.all_gather(values)
