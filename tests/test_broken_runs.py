@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pgprune_lightning.training import PolicyGradientPruning
-from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.mask_losses import MaskLosses
 from tests.tiny_commands import TinyCommand, refused
 
 
@@ -99,15 +99,15 @@ def losses_break(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def break_losses(value: float) -> None:
         samples = count()
-        training_step, token_nll = PolicyGradientPruning.training_step, FrozenEnvironment.token_nll
+        training_step, losses_under = PolicyGradientPruning.training_step, MaskLosses._under
 
         def step(self: PolicyGradientPruning, batch: Any, batch_idx: int) -> Any:
             if self.global_step == 4:
-                monkeypatch.setattr(FrozenEnvironment, "token_nll", broken)
+                monkeypatch.setattr(MaskLosses, "_under", broken)
             return training_step(self, batch, batch_idx)
 
-        def broken(self: FrozenEnvironment, *arguments: Any) -> torch.Tensor:
-            return token_nll(self, *arguments) * (value if next(samples) == 1 else 1)
+        def broken(self: MaskLosses, *arguments: Any) -> torch.Tensor:
+            return losses_under(self, *arguments) * (value if next(samples) == 1 else 1)
 
         monkeypatch.setattr(PolicyGradientPruning, "training_step", step)
 

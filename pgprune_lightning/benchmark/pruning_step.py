@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from pgprune_lightning.benchmark.workload import Workload
-from pgprune_lightning.masking.activation_memory import sequences_per_forward
-from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.policy import (
     FeasibleSet,
     FreeProbabilities,
@@ -23,31 +20,10 @@ from pgprune_lightning.policy import (
     mask_generator,
 )
 from pgprune_lightning.training.execution_choice import ExecutionChoice
+from pgprune_lightning.training.mask_losses import MaskLosses
 
 SEED = 0
 """Of the masks."""
-
-
-@torch.no_grad()
-def losses_of_masks(execution: ExecutionChoice, batch_BT: Tensor, masks_SU: Tensor) -> Tensor:
-    """Read the losses as the environment of a run does, of a model that lies in no folder too.
-
-    Args:
-        execution: What runs the model under a mask.
-        batch_BT: Token ids, (B, T), int64.
-        masks_SU: Which units stay, (S, U), bool.
-
-    Returns:
-        Mean loss of each mask in nats per token, (S,) float64.
-    """
-    whole = execution.multiplied.model
-    rows = sequences_per_forward(whole.config, batch_BT.shape[1], whole.dtype)
-    losses = []
-    for mask_U in masks_SU.cpu():
-        with execution.timed(mask_U), execution.current.masked(mask_U) as model:
-            loss_BT = torch.cat([token_nll(model, part_BT) for part_BT in batch_BT.split(rows)])
-            losses.append(loss_BT.mean())
-    return torch.stack(losses).double()
 
 
 class PruningStep:
@@ -71,7 +47,7 @@ class PruningStep:
         workload: Workload,
         batch_BT: Tensor,
     ) -> None:
-        self._execution = execution
+        self._losses = MaskLosses(execution)
         self._workload = workload
         self._batch_BT = batch_BT
         self._device = batch_BT.device
@@ -85,7 +61,7 @@ class PruningStep:
     def __call__(self, step: int) -> Tensor:
         """Take a step; return the losses, (S,) float64, in nats per token."""
         masks_SU = self.sample(step)
-        losses_S = losses_of_masks(self._execution, self._batch_BT, masks_SU)
+        losses_S = self._losses.of_masks(self._batch_BT, masks_SU)
         self.update(losses_S, masks_SU)
         return losses_S
 

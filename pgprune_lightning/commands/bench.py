@@ -130,7 +130,7 @@ def bench_parser() -> OneLineErrorParser:
         "--execution",
         type=ExecutionName | None,
         default=None,
-        help="How ours executes a mask; auto picks the faster in the first steps. The recipe's, "
+        help="How ours executes a mask; auto picks the fastest in the first steps. The recipe's, "
         "or auto.",
     )
     for name, what in (

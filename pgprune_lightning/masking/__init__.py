@@ -5,12 +5,14 @@ from pgprune_lightning.masking.gathered import GatheredExecution
 from pgprune_lightning.masking.model_units import mask_space_of
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
+from pgprune_lightning.masking.widened import WidenedExecution
 
 __all__ = [
     "FAMILIES",
     "DecoderFamily",
     "GatheredExecution",
     "MultipliedExecution",
+    "WidenedExecution",
     "decoder_layers",
     "mask_space_of",
     "token_nll",

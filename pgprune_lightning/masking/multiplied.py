@@ -83,16 +83,27 @@ def put_factors(layer: DecoderLayer, kind: UnitKind, kept_BG: Tensor) -> Iterato
         What takes the multiplication away again.
     """
     alive_B1 = kept_BG.any(dim=1, keepdim=True)
+    outputs = output_projections(layer, kind)
     if bool((kept_BG != alive_B1).any()):
-        yield _multiply_input(_OUTPUTS[kind](layer)[0], kept_BG)
+        yield multiply_input(outputs[0], _factors(kept_BG, outputs[0], outputs[0].in_features))
     if not bool(alive_B1.all()):
         # Behind the projection, because its bias leaves with the last unit.
-        for linear in _OUTPUTS[kind](layer):
-            yield _multiply_output(linear, alive_B1)
+        for linear in outputs:
+            yield multiply_output(linear, _factors(alive_B1, linear, 1))
 
 
-def _multiply_input(linear: nn.Linear, kept_BG: Tensor) -> RemovableHandle:
-    factors_BTW = _factors(kept_BG, linear, linear.in_features)
+def output_projections(layer: DecoderLayer, kind: UnitKind) -> list[nn.Linear]:
+    """The projections by which the units of a kind add to the residual stream."""
+    return _OUTPUTS[kind](layer)
+
+
+def multiply_input(linear: nn.Linear, factors_BTW: Tensor) -> RemovableHandle:
+    """Multiply what a projection is given, until the handle is removed.
+
+    Args:
+        linear: The projection.
+        factors_BTW: The factors, (B, 1, W), in the dtype of its input.
+    """
 
     def multiply(_module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         return (arguments[0] * factors_BTW,)
@@ -100,8 +111,13 @@ def _multiply_input(linear: nn.Linear, kept_BG: Tensor) -> RemovableHandle:
     return linear.register_forward_pre_hook(multiply)
 
 
-def _multiply_output(linear: nn.Linear, alive_B1: Tensor) -> RemovableHandle:
-    factors_BTW = _factors(alive_B1, linear, 1)
+def multiply_output(linear: nn.Linear, factors_BTW: Tensor) -> RemovableHandle:
+    """Multiply what a projection returns, until the handle is removed.
+
+    Args:
+        linear: The projection.
+        factors_BTW: The factors, (B, 1, 1), in the dtype of its output.
+    """
 
     def multiply(_module: nn.Module, _arguments: tuple[Tensor], output_BTW: Tensor) -> Tensor:
         return output_BTW * factors_BTW
@@ -134,4 +150,3 @@ _OUTPUTS = {
     "mlp": _mlp_down,
     "layer": _both,
 }
-"""The projections by which the units of a kind add to the residual stream."""

@@ -10,10 +10,12 @@ V vocabulary, P part of the vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import backbone_of
 
@@ -21,6 +23,25 @@ LOGITS_PER_CHUNK = {"cpu": 2**22, "cuda": 2**24}
 """Elements of one chunk of logits: 16 MB in float32, which caches hold, or 64 MB."""
 TOKENS_PER_CHUNK = 2**12
 """Tokens of one chunk at most, so that its parts of the vocabulary do not get narrow."""
+
+
+@torch.no_grad()
+def token_losses(
+    model: PreTrainedModel, input_ids_BT: Tensor, dense_BTH: Tensor | None = None
+) -> Tensor:
+    """Judge every token: by the text, or by the dense model where its states are given.
+
+    Args:
+        model: The frozen causal language model under a mask.
+        input_ids_BT: Token ids, (B, T), int64; no padding.
+        dense_BTH: `predicting_states` of the dense model on the same tokens, (B, T - 1, H).
+
+    Returns:
+        Nats per token, (B, T - 1), float32: `token_nll`, or `token_kl`.
+    """
+    if dense_BTH is None:
+        return token_nll(model, input_ids_BT)
+    return token_kl(model, input_ids_BT, dense_BTH.flatten(0, 1))
 
 
 @torch.no_grad()
@@ -110,6 +131,25 @@ def predicting_states(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
     Returns:
         What the vocabulary projection reads, (N, H), N = B (T - 1), in the model's dtype.
     """
-    hidden_BTH = backbone_of(model)(input_ids_BT, use_cache=False).last_hidden_state
+    output = backbone_of(model)(input_ids_BT, use_cache=False, past_key_values=_NoPast())
+    hidden_BTH = output.last_hidden_state
     hidden_NH: Tensor = hidden_BTH[:, :-1].flatten(0, 1)
     return hidden_NH
+
+
+class _NoPast(Cache):
+    """Remembers nothing: keys and values pass through.
+
+    Without any cache, transformers looks in the positions for several texts in one row, at every
+    forward pass: a GPU is waited for, and a CUDA graph gets masks in place of causal attention.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is given."""
+        del layer_idx
+        return key_states, value_states

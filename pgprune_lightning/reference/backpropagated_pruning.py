@@ -20,6 +20,7 @@ from pgprune_lightning.reference.gate_draw import GateDraw
 from pgprune_lightning.reference.logit_gradient import logit_gradient
 from pgprune_lightning.reference.straight_through import StraightThrough
 from pgprune_lightning.training import PolicyGradientPruning
+from pgprune_lightning.training.whole_step import check_losses
 
 _LEAST_DISTANCE = 1e-12  # of a probability from 0 and 1, so that its logit is finite
 
@@ -103,7 +104,7 @@ class BackpropagatedPruning(PolicyGradientPruning):
         del batch_idx
         s_U = self.policy.keep_probabilities.detach()
         losses_S, gradient_U = self._losses_and_gradient(batch, s_U)
-        self._check_losses(losses_S)
+        check_losses(losses_S, self.global_step)
         gradient_U = self._mean_over_ranks(gradient_U)
         self.logits_U.grad = logit_gradient(gradient_U, s_U, self.feasible_set)
         optimizer: Any = self.optimizers()

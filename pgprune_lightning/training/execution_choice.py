@@ -1,15 +1,15 @@
-"""Which execution of masks a run uses: the one it names, or the faster of both on its first passes.
+"""Which execution of masks a run uses: the one it names, or the fastest in its first steps.
 
-Shapes: U units.
+Shapes: S mask samples, U units.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,66 +19,75 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.gathered import GatheredExecution
 from pgprune_lightning.masking.multiplied import MultipliedExecution
+from pgprune_lightning.masking.widened import WidenedExecution
 from pgprune_lightning.policy import MaskSpace
 
-ExecutionName = Literal["gathered", "multiplied", "auto"]
+ExecutionName = Literal["gathered", "multiplied", "widened", "auto"]
 
+CANDIDATES = ("gathered", "multiplied", "widened")
 WARM_UPS = 1
-TIMED_PASSES = 3
+TIMED_STEPS = 2
 
 
 class ExecutionChoice:
-    """Both executions of a model and which of them is used.
+    """The executions of a model and which of them is used.
 
     Args:
         model: The frozen model; its weights are laid out for gathering whatever is chosen, so that
             everything that reads them computes the same either way.
         space: The units of that model.
-        name: The execution, or `auto`: the faster of both in `timed` passes, and the gathered one
-            until that is known.
+        name: The execution, or `auto`: the fastest in `timed` steps, and the gathered one until
+            that is known.
     """
 
     def __init__(self, model: PreTrainedModel, space: MaskSpace, name: ExecutionName) -> None:
         self.multiplied = MultipliedExecution(model, space)
-        self._executions: dict[str, GatheredExecution | MultipliedExecution] = {
-            "gathered": GatheredExecution(model, space),
-            "multiplied": self.multiplied,
-        }
+        self._gathered = GatheredExecution(model, space)
         self._on_trial: str | None = None
-        self._seconds: dict[str, list[float]] = {name: [] for name in self._executions}
+        self._seconds: dict[str, list[float]] = {name: [] for name in CANDIDATES}
         self._device = model.device
         self.picked: str | None = None if name == "auto" else name
         self._is_open = name == "auto"
 
     @property
+    def name(self) -> str:
+        """The execution that masks are to use now."""
+        return self._on_trial or self.picked or "gathered"
+
+    @property
     def current(self) -> GatheredExecution | MultipliedExecution:
-        """The execution that a mask is to use now."""
-        return self._executions[self._on_trial or self.picked or "gathered"]
+        """What puts a single mask on the model now; `widened` multiplies."""
+        return self._gathered if self.name == "gathered" else self.multiplied
+
+    @cached_property
+    def widened(self) -> WidenedExecution:
+        """What `widened` reads losses by."""
+        return WidenedExecution(self.multiplied.model, self.multiplied.space)
 
     def restore(self, picked: str | None) -> None:
         """Use what an `auto` of the run that is resumed has picked; a named one stays."""
-        if self._is_open and picked in self._executions:
+        if self._is_open and picked in CANDIDATES:
             self.picked = picked
 
     @contextmanager
-    def timed(self, mask_U: Tensor) -> Iterator[None]:
-        """Give a forward pass to an execution in turn and time it, until one is picked.
+    def timed(self, masks_SU: Tensor) -> Iterator[None]:
+        """Give the losses of a step to an execution in turn and time it, until one is picked.
 
         Args:
-            mask_U: The mask of the pass, (U,), bool.
+            masks_SU: The masks of the step, (S, U), bool.
         """
         if self.picked is not None:
             yield
             return
-        self._on_trial = min(self._seconds, key=lambda name: len(self._seconds[name]))
+        self._on_trial = min(CANDIDATES, key=lambda name: len(self._seconds[name]))
         start = self._now()
         try:
             yield
             self._seconds[self._on_trial].append(self._now() - start)
         finally:
             self._on_trial = None
-        if all(len(seconds) == WARM_UPS + TIMED_PASSES for seconds in self._seconds.values()):
-            self._pick(float(mask_U.double().mean()))
+        if all(len(seconds) == WARM_UPS + TIMED_STEPS for seconds in self._seconds.values()):
+            self._pick(float(masks_SU.double().mean()))
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -86,13 +95,17 @@ class ExecutionChoice:
         return time.perf_counter()
 
     def _pick(self, keep_ratio: float) -> None:
-        medians = [statistics.median(seconds[WARM_UPS:]) for seconds in self._seconds.values()]
-        seconds = dict(zip(self._seconds, self._mean_over_ranks(medians), strict=True))
-        self.picked, other = sorted(seconds, key=lambda name: seconds[name])
+        # Whatever else the machine does only adds to the time.
+        least = [min(self._seconds[name][WARM_UPS:]) for name in CANDIDATES]
+        seconds = dict(zip(CANDIDATES, self._mean_over_ranks(least), strict=True))
+        self.picked, *others = sorted(seconds, key=lambda name: seconds[name])
+        if self.picked != "widened":
+            self.widened.forget()
+        slower = " and ".join(f"{seconds[other]:.4f} s {other}" for other in others)
         _announce(
-            f"execution: {self.picked}, {seconds[self.picked]:.4f} s a forward pass against "
-            f"{seconds[other]:.4f} s {other} (medians of {TIMED_PASSES}; the last mask kept "
-            f"{keep_ratio:.0%} of the units)."
+            f"execution: {self.picked}, {seconds[self.picked]:.4f} s for the losses of a step "
+            f"against {slower} (the faster of {TIMED_STEPS}; the last masks kept {keep_ratio:.0%} "
+            "of the units)."
         )
 
     def _mean_over_ranks(self, seconds: list[float]) -> list[float]:

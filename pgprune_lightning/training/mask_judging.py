@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.policy import GradientEstimator, MaskSamples
-from pgprune_lightning.training.environment import FrozenEnvironment, Judge
+from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.mask_losses import Judge
 
 MasksPer = Literal["batch", "sequence"]
 """What judges a mask: the whole batch, or one sequence of it."""

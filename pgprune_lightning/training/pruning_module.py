@@ -36,11 +36,13 @@ from pgprune_lightning.training.arguments import (
 )
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
-from pgprune_lightning.training.environment import FrozenEnvironment, Judge
+from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.execution_choice import ExecutionName
 from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
+from pgprune_lightning.training.mask_losses import Judge
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
+from pgprune_lightning.training.whole_step import whole_step
 
 UpdateFactory = Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate]
 """Makes an update of a policy, its step size, what settles it, and what the step size means."""
@@ -111,8 +113,10 @@ class PolicyGradientPruning(PolicyModule):
             where the device computes in it natively). The policy is always float64.
         attention: Attention implementation of transformers (`sdpa`, `eager`, ...).
         execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
-            everything and multiplies it by the mask, `auto` picks the faster in the first steps.
-            They differ by rounding, so numbers that repeat bit for bit want a named one.
+            everything and multiplies it by the mask, `widened` does so for all masks of a step in
+            one forward pass (on a GPU by CUDA graphs, for models too small to keep it busy),
+            `auto` picks the fastest in the first steps. They differ by rounding, so numbers that
+            repeat bit for bit want a named one.
         shard: Ranks that share one copy of the model's weights (FSDP2), for one too large for a
             device; each still has batches and masks of its own. 1: every rank has a whole copy.
             Wants `trainer.strategy: ddp` and divides `trainer.devices`.
@@ -290,13 +294,17 @@ class PolicyGradientPruning(PolicyModule):
         samples = self.judging.samples(
             self.environment, batch, probabilities_U.detach(), self.estimator, generator
         )
-        self._check_losses(samples.losses_S)
+        samples = samples.among_ranks(self._rows_of_all_ranks)
         self.is_between_updates = False
-        gradient = self.estimator.estimate(samples.among_ranks(self._rows_of_all_ranks))
-        gradient = self._mean_over_ranks(gradient)
-        self.policy.assign_gradient(gradient, self.feasible_set, self.global_step)
-        optimizer: Any = self.optimizers()
-        optimizer.step()
+        try:
+            with whole_step(self.estimator, samples.losses_R, self.global_step):
+                gradient = self._mean_over_ranks(self.estimator.estimate(samples))
+                self.policy.assign_gradient(gradient, self.feasible_set, self.global_step)
+                optimizer: Any = self.optimizers()
+                optimizer.step()
+        except UserError:
+            self.is_between_updates = True  # the step has been undone
+            raise
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
@@ -306,17 +314,6 @@ class PolicyGradientPruning(PolicyModule):
             "baseline": self.estimator.used_baseline.clone(),
             "gradient_norm": self.policy.gradient_norm(gradient),
         }
-
-    def _check_losses(self, losses_S: Tensor) -> None:
-        if bool(losses_S.isfinite().all()):
-            return
-        sample = int((~losses_S.isfinite()).nonzero()[0])
-        raise UserError(
-            f"The loss of mask sample {sample} in step {self.global_step} is "
-            f"{float(losses_S[sample])}; the policy stays as it was before this step. Try "
-            "model.dtype float32, a higher model.keep_ratio, or look for broken weights; "
-            "--resume auto goes on from the last checkpoint."
-        )
 
     def _rows_of_all_ranks(self, values: Tensor) -> Tensor:
         gathered: Any = self.all_gather(values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from pgprune_lightning.benchmark import Workload
-from pgprune_lightning.benchmark.pruning_step import PruningStep, losses_of_masks
+from pgprune_lightning.benchmark.pruning_step import PruningStep
 from pgprune_lightning.benchmark.reference_step import ReferenceStep
 from pgprune_lightning.masking import mask_space_of
-from pgprune_lightning.masking.model_source import resolve_model_source
-from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 from tests.tiny_models import VOCABULARY, make_tiny_model
 
@@ -34,7 +31,7 @@ def both(
     )
 
 
-@pytest.mark.parametrize("execution", ["multiplied", "gathered"])
+@pytest.mark.parametrize("execution", ["multiplied", "gathered", "widened"])
 @pytest.mark.parametrize(
     "units",
     [
@@ -75,17 +72,3 @@ def test_no_hook_is_left(workload: Workload) -> None:
     reference, _ = both(model, workload, "multiplied")
     reference(0)
     assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_losses_are_those_of_a_runs_environment(
-    tiny_model_folder: Path, workload: Workload
-) -> None:
-    source = resolve_model_source(str(tiny_model_folder))
-    environment = FrozenEnvironment(source, workload.unit_kinds, 1)
-    device = torch.device("cpu")
-    environment.load(dtype="float32", device=device, attention="sdpa", execution="gathered")
-    execution = ExecutionChoice(environment.model, environment.space, "gathered")
-    masks_SU = torch.rand(2, environment.space.num_units) < 0.5
-    batch_BT = workload.batch(environment.model.config.vocab_size, device)
-    found_S = losses_of_masks(execution, batch_BT, masks_SU)
-    assert found_S.equal(environment.losses_of_masks(batch_BT, masks_SU))

@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgprune_lightning.policy import (
+    Antithetic,
+    DenseLossControlVariate,
     FeasibleSet,
     FreeProbabilities,
     GradientEstimator,
     LeaveOneOut,
+    LinearSurrogate,
     MaskSpace,
     MovingAverageBaseline,
     PlainReinforce,
     ProjectedSGD,
+    SymmetricExploration,
     mask_generator,
     projection,
 )
 from tests.exact_estimates import mask_samples
-
-WAITING = (
-    "_local_scalar_dense",  # item(), float(), bool(), if
-    "is_nonzero",
-    "equal",
-    "nonzero",
-    "masked_select",
-    "unique",
-    "bincount",
-    "lift_fresh",  # torch.tensor(number), which an accelerator gets by a copy
-)
-
-
-class HostReads(TorchDispatchMode):
-    """Lists the operations after which the host waits, on an accelerator, for what they give."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func).removeprefix("aten.").partition(".")[0]
-        by_mask = name.startswith("index") and any(
-            isinstance(index, torch.Tensor) and index.dtype == torch.bool
-            for argument in args
-            if isinstance(argument, (list, tuple))
-            for index in argument
-        )
-        if by_mask or name.startswith(WAITING):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
+from tests.host_reads import HostReads
 
 
 def test_reads_are_counted() -> None:
@@ -91,24 +65,44 @@ def free_policy(
         MovingAverageBaseline(start="zero", order="update_then_use"),
         LeaveOneOut(),
         PlainReinforce(score_scale="standard_deviation"),
+        Antithetic(),
+        DenseLossControlVariate(MovingAverageBaseline()),
+        LinearSurrogate(LeaveOneOut()),
+        LinearSurrogate(DenseLossControlVariate(Antithetic())),
     ],
-    ids=["moving average", "from zero", "leave one out", "plain"],
+    ids=lambda estimator: type(estimator).__name__,
 )
 def test_a_step_is_read_once(
     space: MaskSpace, estimator: GradientEstimator, scope: Any, fill: bool
 ) -> None:
     feasible = FeasibleSet(space, 0.7, scope=scope, lower=0.01, upper=0.99, fill=fill)
     policy, optimizer = free_policy(space, feasible)
+    estimator = copy.deepcopy(estimator)
+    estimator.prepare(space, policy.keep_probabilities.detach())
     for step in range(3):
-        losses_S = torch.tensor([3.0, 2.5, 3.5], dtype=torch.float64) + step
+        losses_S = torch.tensor([3.0, 2.5, 3.5, 3.2], dtype=torch.float64) + step
+        dense_S = losses_S - 1
         generator = mask_generator(0, step, 0)
         with HostReads() as reads:
-            masks_SU = policy.sample(3, generator)
             s_U = policy.keep_probabilities
-            s_U.grad = estimator.estimate(mask_samples(losses_S, masks_SU, s_U.detach()))
+            masks_SU = estimator.draw(s_U.detach(), 4, generator)
+            samples = mask_samples(losses_S, masks_SU, s_U.detach(), dense_losses_S=dense_S)
+            s_U.grad = estimator.estimate(samples)
             optimizer.step()
         assert reads.names == ["_local_scalar_dense"]
         assert feasible.contains(s_U)
+
+
+def test_explored_moves_are_not_read() -> None:
+    """Their policies are: a shift of logits onto a budget is searched for on the host."""
+    s_U = torch.full((3,), 0.5, dtype=torch.float64)
+    estimator = SymmetricExploration(3, lambda moves_SP: moves_SP > 0)
+    generator = torch.Generator().manual_seed(0)
+    losses_S = torch.linspace(3.0, 3.5, 4, dtype=torch.float64)
+    with HostReads() as reads:
+        masks_SU = estimator.draw(s_U, 4, generator)
+        estimator.estimate(mask_samples(losses_S, masks_SU, s_U))
+    assert reads.names == []
 
 
 @pytest.mark.gpu

@@ -156,6 +156,16 @@ def test_a_policy_that_cannot_change_stays_finite():
     assert torch.equal(run.probabilities(), before_U)
 
 
+def test_a_policy_that_cannot_change_refuses_a_gradient_that_is_not_finite():
+    run = Run(FreeProbabilities, ProjectedSGD, rule="rms_change")
+    with torch.no_grad():
+        run.policy.keep_probabilities.copy_(torch.arange(40) % 2)
+    nan_U = torch.full((40,), float("nan"), dtype=torch.float64)
+    run.policy.assign_gradient(nan_U, run.budget, 0)
+    with pytest.raises(UserError, match="not finite"):
+        run.update.step()
+
+
 def test_adam_is_that_of_torch():
     run = Run(FreeProbabilities, partial(Adam, mean_decay=0.8, square_decay=0.95), lr=1e-3)
     theirs = torch.nn.Parameter(run.probabilities())

@@ -19,11 +19,16 @@ from tests.tiny_runs import TinyRun
 JUDGES: tuple[Judge, ...] = ("cross_entropy", "kl_to_dense")
 
 
-@pytest.fixture
-def environment(tiny_run: TinyRun) -> FrozenEnvironment:
+@pytest.fixture(params=["gathered", "multiplied", "widened"])
+def environment(tiny_run: TinyRun, request: pytest.FixtureRequest) -> FrozenEnvironment:
     source = resolve_model_source(str(tiny_run.model))
     made = FrozenEnvironment(source, ["kv_group", "mlp_channel"], 1)
-    made.load(dtype="float32", device=torch.device("cpu"), attention="sdpa")
+    made.load(
+        dtype="float32",
+        device=torch.device("cpu"),
+        attention="sdpa",
+        execution=request.param,
+    )
     return made
 
 
@@ -100,5 +105,9 @@ def test_a_batch_in_parts_has_the_same_losses(
         torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
     handle.remove()
     assert max(forwards) == rows
-    # One pass, one, two and one, and with the divergence the dense model's for both of the last.
+    if environment.execution == "widened":
+        # Both masks' sequences side by side, in as few passes as the bound allows.
+        dense = 0 if judge == "cross_entropy" else 2
+        assert len(forwards) == (3 + dense) * -(-5 // rows) + -(-10 // rows)
+    # One pass, one, two and one, and the dense model's for the divergence of both of the last.
     assert sum(forwards) == 5 * (5 if judge == "cross_entropy" else 7)

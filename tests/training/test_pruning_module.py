@@ -16,7 +16,7 @@ from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import PlainReinforce, mask_generator
-from pgprune_lightning.training import PolicyGradientPruning, environment
+from pgprune_lightning.training import PolicyGradientPruning, environment, mask_losses
 from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import TinyRun
 
@@ -257,14 +257,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_policy(
 ) -> None:
     healthy = tiny_run.fit(max_steps=2)
     calls = 0
-    token_nll = environment.token_nll
+    token_losses = mask_losses.token_losses
 
     def broken(*arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return token_nll(*arguments) * (float("nan") if calls == 2 * 2 + 1 + sample else 1.0)
+        return token_losses(*arguments) * (float("nan") if calls == 2 * 2 + 1 + sample else 1.0)
 
-    monkeypatch.setattr(environment, "token_nll", broken)
+    monkeypatch.setattr(mask_losses, "token_losses", broken)
     module = tiny_run.module()
     trainer = tiny_run.trainer(val_check_interval=4, num_sanity_val_steps=0)
     with pytest.raises(UserError, match=f"mask sample {sample} in step 2 is nan"):

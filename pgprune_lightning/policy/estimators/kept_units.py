@@ -75,8 +75,11 @@ def unit_slopes(space: MaskSpace, loadings_U2: Tensor, coefficients_F: Tensor) -
     Returns:
         Slopes, (U,), in the loadings' type.
     """
-    counts = torch.tensor([group.count for group in space.groups], device=coefficients_F.device)
-    by_unit_U2 = coefficients_F.view(-1, 2).repeat_interleave(
-        counts, dim=0, output_size=space.num_units
+    # Counts as a tensor would be copied to the device, for which the host waits.
+    by_unit_U2 = torch.cat(
+        [
+            slopes_2.expand(group.count, 2)
+            for slopes_2, group in zip(coefficients_F.view(-1, 2), space.groups, strict=True)
+        ]
     )
     return (by_unit_U2 * loadings_U2).sum(dim=1)

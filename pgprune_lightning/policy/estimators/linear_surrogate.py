@@ -107,8 +107,8 @@ class LinearSurrogate(ControlVariate):
         # The features have no mean, so the level of the losses is no part of the fit: it follows
         # the policy, faster than the coefficients need to.
         level = (losses_R - features_RF @ coefficients_F).mean()
-        if self.num_updates == 0:
-            self.level.copy_(level)
+        # No branch: the host would wait for the number.
+        self.level.copy_(torch.where(self.num_updates == 0, level, self.level))
         self.gram_FF.mul_(self.forgetting).add_(features_RF.T @ features_RF)
         self.moment_F.mul_(self.forgetting).add_(features_RF.T @ (losses_R - self.level))
         self.level += (level - self.level) / _LEVEL_WINDOW

@@ -23,7 +23,7 @@ class MaskSamples:
 
     Args:
         masks_SU: The masks, (S, U) bool, as `GradientEstimator.draw` returned them.
-        losses_S: Loss under each mask, (S,) float64, finite, in nats per token.
+        losses_S: Loss under each mask, (S,) float64, in nats per token.
         keep_probabilities_U: The probabilities that they were drawn from, (U,) float64.
         num_texts: How many texts judged them (X): the first S / X masks the first, and so on; 1
             where every mask reads the whole batch.

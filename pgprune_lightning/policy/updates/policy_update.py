@@ -130,6 +130,7 @@ class PolicyUpdate(Optimizer, ABC):
         moving = torch.cat([d.reshape(-1) for d in directions if d is not None])
         length, count = float(moving.square().mean().sqrt()), int(undecided_U.sum())
         if length == 0 or count == 0:
+            self._check_gradients(self.param_groups[0]["params"])  # nothing else would
             return
         size, longest = target / length, _MOST_STRETCH * target / length
         for _ in range(_TRIALS):

@@ -1,0 +1,113 @@
+"""What a frozen model loses under masks, read by the execution that is chosen.
+
+Shapes: S mask samples, U units, B sequences, P sequences of a part, N sequences under all masks,
+T tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pgprune_lightning.masking.activation_memory import sequences_per_forward
+from pgprune_lightning.masking.token_loss import predicting_states, token_losses
+from pgprune_lightning.training.execution_choice import ExecutionChoice
+
+Judge = Literal["cross_entropy", "kl_to_dense"]
+"""What a mask is judged by: the text's own next tokens, or the dense model's distributions."""
+
+
+class MaskLosses:
+    """Reads losses in parts of a batch whose activations stay small beside the weights.
+
+    Args:
+        execution: What runs the model under masks.
+    """
+
+    def __init__(self, execution: ExecutionChoice) -> None:
+        self.execution = execution
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The dense model."""
+        return self.execution.multiplied.model
+
+    @torch.no_grad()
+    def token_nll(self, batch_BT: Tensor, mask_U: Tensor | None) -> Tensor:
+        """Token losses under a mask; see `FrozenEnvironment.token_nll`."""
+        if mask_U is None:
+            return self._in_parts(self.model, batch_BT, None)
+        return self._under(mask_U, batch_BT, None)
+
+    @torch.no_grad()
+    def of_masks(
+        self, batch_BT: Tensor, masks_SU: Tensor, judge: Judge = "cross_entropy"
+    ) -> Tensor:
+        """Judge each mask by the whole batch; see `FrozenEnvironment.losses_of_masks`."""
+        dense_BTH = self._dense_states(batch_BT, judge)
+        with self.execution.timed(masks_SU):
+            if self.execution.name == "widened":
+                losses_NT = self._widened(masks_SU, batch_BT, dense_BTH)
+                return losses_NT.view(len(masks_SU), -1).mean(dim=1).double()
+            # One transfer, so that the host prepares a mask while the last one's pass still runs.
+            losses = [self._under(mask_U, batch_BT, dense_BTH).mean() for mask_U in masks_SU.cpu()]
+            return torch.stack(losses).double()
+
+    @torch.no_grad()
+    def of_sequences(
+        self, batch_BT: Tensor, masks_BU: Tensor, judge: Judge = "cross_entropy"
+    ) -> Tensor:
+        """Judge masks by a sequence each; see `FrozenEnvironment.losses_of_sequences`."""
+        rows = self._rows(batch_BT)
+        losses = []
+        for part_PT, masks_PU in zip(batch_BT.split(rows), masks_BU.split(rows), strict=True):
+            dense_PTH = self._dense_states(part_PT, judge)
+            if self.execution.name == "widened":
+                losses.append(self.execution.widened.token_losses(part_PT, masks_PU, dense_PTH))
+                continue
+            with self.execution.multiplied.masked_each(masks_PU) as model:
+                losses.append(token_losses(model, part_PT, dense_PTH))
+        return torch.cat(losses).mean(dim=1).double()
+
+    def _under(self, mask_U: Tensor, batch_BT: Tensor, dense_BTH: Tensor | None) -> Tensor:
+        """Token losses of a batch under a mask, (B, T - 1)."""
+        if self.execution.name == "widened":
+            return self._widened(mask_U[None].to(batch_BT.device), batch_BT, dense_BTH)
+        with self.execution.current.masked(mask_U) as model:
+            return self._in_parts(model, batch_BT, dense_BTH)
+
+    def _in_parts(
+        self, model: PreTrainedModel, batch_BT: Tensor, dense_BTH: Tensor | None
+    ) -> Tensor:
+        rows = self._rows(batch_BT)
+        parts = batch_BT.split(rows)
+        dense = [None] * len(parts) if dense_BTH is None else dense_BTH.split(rows)
+        return torch.cat([token_losses(model, *pair) for pair in zip(parts, dense, strict=True)])
+
+    def _widened(self, masks_SU: Tensor, batch_BT: Tensor, dense_BTH: Tensor | None) -> Tensor:
+        """Token losses of the batch under the first mask, then the second, ..., (N, T - 1)."""
+        rows_N = torch.arange(len(masks_SU) * len(batch_BT), device=batch_BT.device)
+        losses = []
+        for rows_P in rows_N.split(self._rows(batch_BT)):
+            texts_P, samples_P = rows_P % len(batch_BT), rows_P // len(batch_BT)
+            dense_PTH = None if dense_BTH is None else dense_BTH[texts_P]
+            losses.append(
+                self.execution.widened.token_losses(
+                    batch_BT[texts_P], masks_SU[samples_P], dense_PTH
+                )
+            )
+        return torch.cat(losses)
+
+    def _dense_states(self, batch_BT: Tensor, judge: Judge) -> Tensor | None:
+        """What `kl_to_dense` compares with, (B, T - 1, H), of the model without a mask."""
+        if judge == "cross_entropy":
+            return None
+        parts = batch_BT.split(self._rows(batch_BT))
+        states_NH = torch.cat([predicting_states(self.model, part_PT) for part_PT in parts])
+        return states_NH.view(len(batch_BT), -1, states_NH.shape[-1])
+
+    def _rows(self, batch_BT: Tensor) -> int:
+        return sequences_per_forward(self.model.config, batch_BT.shape[1], self.model.dtype)
