@@ -19,7 +19,6 @@ ADVICE_THAT_DOES_NOT_HOLD = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*but have no logger configured.*",
-    ".*ModelCheckpoint with manual optimization.*",  # it saves after our step, as it should
     ".*args parameter is intended to run from within Python.*",
     ".*`srun` command is available on your system but is not used.*",
 )
