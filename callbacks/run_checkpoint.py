@@ -47,25 +47,27 @@ class RunCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Save the run as it is, on all ranks together; what fails is said once and passed over."""
-        last = self.folder / LAST
-        trainer.save_checkpoint(last)
+        # The copy first: a run that is killed in between goes on from last.ckpt and makes both.
+        copy = self.folder / f"step={trainer.global_step:08d}.ckpt"
+        written = copy if self.keep else self.folder / LAST
+        trainer.save_checkpoint(written)
         self._saved_step = trainer.global_step
         failed = getattr(trainer.strategy.checkpoint_io, "failure", None) is not None
         if trainer.is_global_zero and not failed:
             try:
-                self._keep_copies(last, trainer.global_step)
+                self._keep_copies(written)
                 self._copies_fail = False
             except (OSError, UserError) as error:
                 if not self._copies_fail:
-                    warnings.warn(f"checkpoint.keep: {error}", stacklevel=2)
+                    warnings.warn(f"{LAST} is not the newest: {error}", stacklevel=2)
                 self._copies_fail = True
 
-    def _keep_copies(self, last: Path, step: int) -> None:
-        if self.keep:
-            write_atomically(self.folder / f"step={step:08d}.ckpt", last.read_bytes())
+    def _keep_copies(self, written: Path) -> None:
+        if written.name != LAST:
+            write_atomically(self.folder / LAST, written.read_bytes())
         copies = sorted(self.folder.glob("step=*.ckpt"))
         # What a run left that was further on before it was resumed is no copy of this one.
-        older = [copy for copy in copies if copy.stem <= f"step={step:08d}"]
+        older = [copy for copy in copies if copy.stem <= f"step={self._saved_step:08d}"]
         for stale in older[: max(0, len(older) - self.keep)]:
             stale.unlink()
 

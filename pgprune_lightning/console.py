@@ -19,10 +19,8 @@ ADVICE_THAT_DOES_NOT_HOLD = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*but have no logger configured.*",
-    ".*ModelCheckpoint with manual optimization.*",  # it saves after our step, as it should
     ".*all_gather is deprecated.*",  # Lightning calls it
     ".*when logging on epoch level in distributed setting.*",  # we log what is of all ranks
-    ".*`srun` command is available.*",  # one process is started without it
     ".*args parameter is intended to run from within Python.*",
     ".*`srun` command is available on your system but is not used.*",
 )
