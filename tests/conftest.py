@@ -5,6 +5,7 @@ import ipaddress
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,19 @@ def _no_network(_refused_connections: list[str]) -> Iterator[None]:
     refused = list(_refused_connections)
     _refused_connections.clear()  # a test of this guard clears the list itself
     assert not refused, refused[0]
+
+
+@pytest.fixture(autouse=True)
+def _own_wandb_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the W&B run of a test: a process has one, which the next test would log into.
+
+    Programs that a test starts must not share this process's service, which writes records later.
+    """
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    yield
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 @pytest.fixture(scope="session")
