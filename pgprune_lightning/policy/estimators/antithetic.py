@@ -6,12 +6,12 @@ Shapes: S samples of this rank, P pairs of them, U units.
 import torch
 from torch import Tensor
 
-from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.estimators.estimator import GradientEstimator, ScoreScale
+from pgprune_lightning.policy.estimators.estimator import ScoreScale
+from pgprune_lightning.policy.estimators.pairs import PairedEstimator
 from pgprune_lightning.policy.estimators.samples import MaskSamples
 
 
-class Antithetic(GradientEstimator):
+class Antithetic(PairedEstimator):
     """Compares the two masks of a pair, drawn from u and 1 - u, over the units that they differ in.
 
     No baseline is needed: what both masks and their text share cancels. The units on which the
@@ -28,25 +28,10 @@ class Antithetic(GradientEstimator):
         turns their factor max(s, 1 - s) into 1 / min(s, 1 - s).
     """
 
+    drawn_by = "Antithetic"
+
     def __init__(self, score_scale: ScoreScale = "variance") -> None:
         super().__init__(score_scale, "samples")
-
-    def check_mask_samples(self, num_mask_samples: int, num_texts: int = 1) -> None:
-        """Refuse a text with a mask that has no opposite.
-
-        Args:
-            num_mask_samples: Masks that each text of a rank's step judges (N_s).
-            num_texts: Texts of a step on each rank.
-
-        Raises:
-            UserError: Their number is odd.
-        """
-        del num_texts
-        if num_mask_samples % 2 or num_mask_samples < 2:
-            raise UserError(
-                "num_mask_samples: Antithetic draws masks in pairs and needs an even number of "
-                f"them for each text, given {num_mask_samples}."
-            )
 
     def draw(
         self, keep_probabilities_U: Tensor, num_masks: int, generator: torch.Generator

@@ -10,12 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.estimators.estimator import GradientEstimator
+from pgprune_lightning.policy.estimators.pairs import PairedEstimator
 from pgprune_lightning.policy.estimators.samples import MaskSamples
 
 
-class SymmetricExploration(GradientEstimator):
+class SymmetricExploration(PairedEstimator):
     """The gradient of the expected loss by the means of Gaussian moves.
 
     A pair of samples moves by e and by -e, and half the difference of its losses times e is the
@@ -31,28 +30,13 @@ class SymmetricExploration(GradientEstimator):
     Differs: The gradient is by means counted in standard deviations, in nats per token.
     """
 
+    drawn_by = "ExploredLogits"
+
     def __init__(self, num_moves: int, masks_of: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.num_moves = num_moves
         self._masks_of = masks_of
         self._moves_NP: Tensor | None = None
-
-    def check_mask_samples(self, num_mask_samples: int, num_texts: int = 1) -> None:
-        """Refuse a text with a mask that has no opposite.
-
-        Args:
-            num_mask_samples: Masks that each text of a rank's step judges (N_s).
-            num_texts: Texts of a step on each rank.
-
-        Raises:
-            UserError: Their number is odd.
-        """
-        del num_texts
-        if num_mask_samples % 2 or num_mask_samples < 2:
-            raise UserError(
-                "num_mask_samples: ExploredLogits draws masks in pairs and needs an even number of "
-                f"them for each text, given {num_mask_samples}."
-            )
 
     def draw(
         self, keep_probabilities_U: Tensor, num_masks: int, generator: torch.Generator
