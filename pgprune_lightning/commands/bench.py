@@ -3,7 +3,6 @@
 # No `from __future__ import annotations`: the command line reads these types.
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from pgprune_lightning.benchmark.timing import Limits
 from pgprune_lightning.benchmark.unit_scaling import time_by_units
 from pgprune_lightning.benchmark.workload import check_keep_ratios
 from pgprune_lightning.commands.bench_choice import Choice, choose
+from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     about: dict[str, Any] = (
         {"model": given.shape or choice.source} | asdict(workload) | provenance(device)
     )
-    about["command"] = shlex.join(["python", "-m", "pgprune_lightning", "bench", *arguments])
+    about["command"] = command_line("bench", arguments)
     print(header(about | benchmark.describe()), flush=True)
     result = about | run_benchmark(
         benchmark, keep_ratios, lambda part: print(rows(part), flush=True)

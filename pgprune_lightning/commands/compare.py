@@ -1,13 +1,12 @@
 """`compare`: one model, several methods, one table."""
 
 # No `from __future__ import annotations`: the command line reads these types.
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pgprune_lightning.commands.experiment_options import add_experiment_options, command_line
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.cell_folder import ExistingCells
 from pgprune_lightning.comparison.comparison_run import run_comparison
 from pgprune_lightning.console import EXIT_USER_ERROR, OneLineErrorParser, quiet_libraries
 
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     experiment = load_experiment(
         Path(given.config), options=given.options, seeds=given.seeds, settings=given.settings
     )
-    command = shlex.join(["python", "-m", "pgprune_lightning", "compare", *arguments])
+    command = command_line("compare", arguments)
     complete = run_comparison(experiment, Path(given.output), given.existing, command)
     return 0 if complete else EXIT_USER_ERROR
 
@@ -55,25 +54,7 @@ def compare_parser() -> OneLineErrorParser:
         required=True,
         help="Folder of the results; cells that are already there are taken from it.",
     )
-    parser.add_argument(
-        "--existing",
-        type=ExistingCells,
-        default="reuse",
-        help="Cells in the folder that were computed with other options: reuse the folder and "
-        "move them aside, or stop with the difference.",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=list[int] | None,
-        default=None,
-        help="Seeds in place of the file's, such as [0,1,2].",
-    )
-    parser.add_argument(
-        "--settings",
-        type=list[str] | None,
-        default=None,
-        help="Settings of the file that are run, such as ['0.7']; all, if not given.",
-    )
+    add_experiment_options(parser)
     parser.add_argument(
         "--options",
         type=dict[str, Any] | None,

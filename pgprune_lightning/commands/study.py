@@ -1,12 +1,11 @@
 """`study`: recipes compared at equal passes, and back-propagation at equal time."""
 
 # No `from __future__ import annotations`: the command line reads these types.
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from pgprune_lightning.commands.experiment_options import add_experiment_options, command_line
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.cell_folder import ExistingCells
 from pgprune_lightning.comparison.estimator_study import Study, run_study
 from pgprune_lightning.console import EXIT_USER_ERROR, OneLineErrorParser, quiet_libraries
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     timed = None
     if given.equal_time is not None:
         timed = load_experiment(Path(given.equal_time), **chosen)
-    command = shlex.join(["python", "-m", "pgprune_lightning", "study", *arguments])
+    command = command_line("study", arguments)
     study = Study(recipes, timed, given.as_long_as)
     complete = run_study(study, Path(given.output), given.existing, command)
     return 0 if complete else EXIT_USER_ERROR
@@ -62,23 +61,5 @@ def study_parser() -> OneLineErrorParser:
     parser.add_argument(
         "--output", type=str, required=True, help="Folder of summary.json and all comparisons."
     )
-    parser.add_argument(
-        "--existing",
-        type=ExistingCells,
-        default="reuse",
-        help="Cells in the folder that were computed with other options: reuse the folder and "
-        "move them aside, or stop with the difference.",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=list[int] | None,
-        default=None,
-        help="Seeds in place of the files', such as [0,1,2].",
-    )
-    parser.add_argument(
-        "--settings",
-        type=list[str] | None,
-        default=None,
-        help="Settings of the files that are run, such as ['0.7']; all, if not given.",
-    )
+    add_experiment_options(parser)
     return parser

@@ -2,13 +2,13 @@
 
 # No `from __future__ import annotations`: the command line reads these types.
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.comparison.gradient_variance import gradient_variance
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     experiment = load_experiment(Path(given.config))
     with one_model_kept():
         rows = gradient_variance(experiment)
-    command = shlex.join(["python", "-m", "pgprune_lightning", "variance", *arguments])
+    command = command_line("variance", arguments)
     results = {
         "title": experiment.title,
         "pass": "8 x 128 tokens",

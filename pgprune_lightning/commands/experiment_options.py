@@ -1,0 +1,41 @@
+"""Options of the commands that run experiment files."""
+
+# No `from __future__ import annotations`: the command line reads these types.
+import shlex
+from collections.abc import Sequence
+
+from pgprune_lightning.comparison.cell_folder import ExistingCells
+from pgprune_lightning.console import OneLineErrorParser
+
+
+def add_experiment_options(parser: OneLineErrorParser) -> None:
+    """Add which cells are run, and what becomes of those that are there already."""
+    parser.add_argument(
+        "--existing",
+        type=ExistingCells,
+        default="reuse",
+        help="Cells in the folder that were computed with other options: reuse the folder and "
+        "move them aside, or stop with the difference.",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=list[int] | None,
+        default=None,
+        help="Seeds in place of the file's, such as [0,1,2].",
+    )
+    parser.add_argument(
+        "--settings",
+        type=list[str] | None,
+        default=None,
+        help="Settings of the file that are run, such as ['0.7']; all, if not given.",
+    )
+
+
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """What a user types to run a command again.
+
+    Args:
+        name: The command.
+        arguments: What follows it.
+    """
+    return shlex.join(["python", "-m", "pgprune_lightning", name, *arguments])
