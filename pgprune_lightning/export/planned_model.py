@@ -1,0 +1,63 @@
+"""A plan beside the model it was learned on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pgprune_lightning.masking.fingerprint import model_fingerprint
+from pgprune_lightning.masking.frozen_model import load_model_config, resolve_dtype
+from pgprune_lightning.masking.model_reuse import open_frozen_model
+from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.tokenizer import load_tokenizer
+from pgprune_lightning.plan import PruningPlan, find_plan
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """What a plan prunes, dense and frozen, and the plan.
+
+    Args:
+        plan: The plan.
+        model: The dense model, whose weights are those that the plan was learned on.
+        tokenizer: The model's.
+    """
+
+    plan: PruningPlan
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def open_planned_model(
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: str = "auto",
+    attention: str = "sdpa",
+    base_model: str | None = None,
+) -> PlannedModel:
+    """Read a plan and load the model that it prunes.
+
+    Args:
+        path: A plan's folder, or a run's, of which it is the best.
+        device: Where the weights go.
+        dtype: Their type; see `resolve_dtype`.
+        attention: Attention implementation of transformers.
+        base_model: Where the dense model lies now; None: where it lay when the plan was learned.
+
+    Raises:
+        UserError: If there is no whole plan, or the model cannot be loaded or is another one.
+    """
+    plan = PruningPlan.load(find_plan(path))
+    given = plan.base_model.source if base_model is None else base_model
+    source = resolve_model_source(given)
+    load_model_config(source)  # what cannot be pruned is refused before its weights are read
+    tokenizer = load_tokenizer(given)
+    model = open_frozen_model(
+        source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
+    )
+    plan.check_base_model(model_fingerprint(model), given)
+    return PlannedModel(plan, model, tokenizer)
