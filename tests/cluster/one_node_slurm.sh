@@ -72,12 +72,12 @@ CONF
     export SLURM_CONF=$folder/slurm.conf
     slurmctld -c
     slurmd -c
-    for _ in $(seq 60); do
+    for _ in $(seq 240); do
         if [[ $(sinfo --noheader --format %t 2>/dev/null) == idle ]]; then return; fi
         sleep 0.5
     done
     tail -n 3 "$folder/slurmctld.log" "$folder/slurmd.log" >&2 || true
-    cannot "its node did not become idle in 30 s"
+    cannot "its node did not become idle in 120 s"
 }
 
 stop() {
