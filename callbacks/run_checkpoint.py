@@ -47,7 +47,8 @@ class RunCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Save the run as it is, on all ranks together; what fails is said once and passed over."""
-        # The copy first: a run that is killed in between goes on from last.ckpt and makes both.
+        # last.ckpt at the end: a run that is killed before it goes on from the older one and does
+        # the rest again. After the last step there is nothing to do again.
         copy = self.folder / f"step={trainer.global_step:08d}.ckpt"
         written = copy if self.keep else self.folder / LAST
         trainer.save_checkpoint(written)
@@ -63,13 +64,13 @@ class RunCheckpoint(Checkpoint):
                 self._copies_fail = True
 
     def _keep_copies(self, written: Path) -> None:
-        if written.name != LAST:
-            write_atomically(self.folder / LAST, written.read_bytes())
         copies = sorted(self.folder.glob("step=*.ckpt"))
         # What a run left that was further on before it was resumed is no copy of this one.
         older = [copy for copy in copies if copy.stem <= f"step={self._saved_step:08d}"]
         for stale in older[: max(0, len(older) - self.keep)]:
             stale.unlink()
+        if written.name != LAST:
+            write_atomically(self.folder / LAST, written.read_bytes())
 
     # When it saves.
 
