@@ -78,7 +78,8 @@ def files_of(run_dir: Path) -> dict[str, Any]:
             for name in ("initial", "best", "last")
         },
         "checkpoint": _plain(checkpoint),
-        "kept": sorted(path.name for path in (run_dir / "checkpoints").iterdir()),
+        # Not their names: a run that was stopped has saved there too, between its other saves.
+        "kept": len(list((run_dir / "checkpoints").iterdir())),
         "litter": sorted(path.name for path in run_dir.rglob(".*.*.????????")),
     }
 

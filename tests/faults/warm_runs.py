@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from pgprune_lightning.cli import main
 from tests.run_traces import files_of, recorded_steps, steps_of
@@ -61,6 +64,9 @@ class WarmRuns:
             os.dup2(log, 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             os.environ.update(environment or {})
+            faulthandler.register(signal.SIGQUIT)
+            # Its own lock is shared by all that were forked: one that is killed keeps it for ever.
+            tqdm.set_lock(threading.RLock())
             if prepare is not None:
                 prepare()
             with recorded_steps(self.trace(name)):
@@ -112,6 +118,8 @@ def wait(process: int, timeout: float = HANGS_AFTER) -> int:
         if found:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
+    os.kill(process, signal.SIGQUIT)  # its log then says where it hangs
+    time.sleep(1.0)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
     return -signal.SIGKILL
