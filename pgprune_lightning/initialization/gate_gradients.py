@@ -1,7 +1,7 @@
-"""Gates of value 1 on every unit, and the gradient of the calibration loss with respect to them.
+"""Gates on every unit, and the gradient of the calibration loss with respect to them.
 
-A gate's gradient is what removing its unit costs, to first order. Of the metrics these are the only
-ones for which anything is back-propagated through the model.
+The gradient of a gate of value 1 is what removing its unit costs, to first order. Of the metrics
+these are the only ones for which anything is back-propagated through the model.
 
 Shapes: U units, B sequences.
 """
@@ -34,11 +34,25 @@ def gate_gradients(inputs: MetricInputs) -> Iterator[Tensor]:
     Raises:
         UserError: If there is no calibration batch.
     """
+    every_U = torch.ones(inputs.space.num_units, dtype=torch.bool)
     for batch_BT in inputs.batches():
-        gates_BU = torch.ones(
-            (batch_BT.shape[0], inputs.space.num_units), device=batch_BT.device, requires_grad=True
-        )
-        # The caller may be within no_grad, as whatever only reads the model is.
-        with torch.enable_grad(), gated(inputs.model, inputs.space, gates_BU) as model:
-            _, gradients_BU = gate_gradient(model, batch_BT, gates_BU)
-        yield gradients_BU.double().cpu()
+        yield gradients_at(inputs, every_U, batch_BT)
+
+
+def gradients_at(inputs: MetricInputs, mask_U: Tensor, batch_BT: Tensor) -> Tensor:
+    """Gate gradients of the sequences of a batch where the gates are a mask.
+
+    Args:
+        inputs: Model and units.
+        mask_U: Value of the gates, (U,), bool; units that are dropped have a gradient too.
+        batch_BT: Token ids, (B, T), int64, where the model is.
+
+    Returns:
+        Gradients, (B, U), float64, CPU, as `gate_gradients` yields them.
+    """
+    gates_U = mask_U.to(batch_BT.device, torch.float32)
+    gates_BU = gates_U.repeat(len(batch_BT), 1).requires_grad_()
+    # The caller may be within no_grad, as whatever only reads the model is.
+    with torch.enable_grad(), gated(inputs.model, inputs.space, gates_BU) as model:
+        _, gradients_BU = gate_gradient(model, batch_BT, gates_BU)
+    return gradients_BU.double().cpu()

@@ -24,6 +24,11 @@ from pgprune_lightning.initialization.probability import (
 )
 from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.initialization.random_metric import random_metric
+from pgprune_lightning.initialization.refinement import (
+    check_refined_kinds,
+    check_refinement,
+    refined,
+)
 from pgprune_lightning.initialization.scores_file import load_scores
 from pgprune_lightning.initialization.taylor import taylor_metric
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
@@ -76,6 +81,9 @@ class Initialization:
             budget, as the authors' code does; otherwise the mean is about one half.
         constant: score_const: probability of the units that the metric keeps, in (0.5, 1].
         num_blocks: Calibration sequences that the metric is measured on.
+        refine_rounds: Rounds in which, after the metric, gate gradients are measured at the mask so
+            far and units change places where that lowers the loss to second order; with backward
+            passes, over all of num_blocks once.
         plan: Start from the probabilities of this pruning plan instead of a metric: a plan's
             folder, or a run's, whose best plan is taken.
         scores: Take the importance from this safetensors file instead of a metric: one tensor
@@ -90,6 +98,7 @@ class Initialization:
     shift_to_budget: bool = True
     constant: float = 0.8
     num_blocks: int = 128
+    refine_rounds: int = 0
     plan: str | None = None
     scores: str | None = None
 
@@ -105,20 +114,23 @@ class Initialization:
             )
         if self.num_blocks < 1:
             raise UserError(f"initialization.num_blocks: must be at least 1: {self.num_blocks}.")
+        check_refinement(self.refine_rounds, self.num_blocks)
         if self.plan is not None and self.scores is not None:
             raise UserError("initialization: plan and scores both say where to start; give one.")
+        if self.plan is not None and self.refine_rounds:
+            raise UserError("initialization: a plan is started from as it is; leave refine_rounds.")
 
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
         measures = self.plan is None and self.scores is None
-        return measures and METRICS[self.metric].reads_text
+        return self.refine_rounds > 0 or (measures and METRICS[self.metric].reads_text)
 
     @property
     def needs_gradients(self) -> bool:
         """Whether a backward pass is taken."""
         measures = self.plan is None and self.scores is None
-        return measures and METRICS[self.metric].needs_gradients
+        return self.refine_rounds > 0 or (measures and METRICS[self.metric].needs_gradients)
 
     def check_units(self, space: MaskSpace) -> None:
         """Check that every unit can be given an importance, before a model is loaded.
@@ -133,6 +145,8 @@ class Initialization:
             load_scores(self.scores, space)
         elif self.plan is None:
             check_kinds(self.metric, space)
+        if self.refine_rounds:
+            check_refined_kinds(space)
 
 
 def initial_probabilities(
@@ -152,7 +166,22 @@ def initial_probabilities(
         UserError: If the metric cannot measure a kind, or is not finite, which broken weights or
             activations cause.
     """
-    return probabilities_of(options, normalized_importance(options, inputs), feasible_set)
+    importance_U = refined_importance(options, inputs, feasible_set)
+    return probabilities_of(options, importance_U, feasible_set)
+
+
+def refined_importance(
+    options: Initialization, inputs: MetricInputs, feasible_set: FeasibleSet
+) -> Tensor:
+    """Measure the metric, normalise it, and refine its ranking, (U,), float64, CPU.
+
+    Raises:
+        UserError: As `initial_probabilities`.
+    """
+    normalized_U = normalized_importance(options, inputs)
+    if options.refine_rounds == 0:
+        return normalized_U
+    return refined(normalized_U, inputs, feasible_set, options.refine_rounds)
 
 
 def probabilities_of(

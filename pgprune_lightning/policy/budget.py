@@ -48,6 +48,10 @@ class FeasibleSet:
             that is not protected, in masks and in expectation, rounded to whole units (see
             `bound_groups`).
 
+    Attributes:
+        constraints: The budgets.
+        costs_U: What each unit counts in one: its parameters, or 1, (U,), float64, CPU.
+
     Raises:
         UserError: The ratio or a bound is out of range, a layer does not exist, or a budget is
             impossible.
@@ -74,7 +78,7 @@ class FeasibleSet:
         self.constraints: tuple[Constraint, ...] = build_constraints(
             space, keep_ratio, scope, protected_layers, lower, upper, layer_keep_ratios
         )
-        self._costs_U = scope_costs(space, scope)
+        self.costs_U = scope_costs(space, scope)
         self._constraints_on: dict[torch.device, tuple[Constraint, ...]] = {}
 
     def project(self, z_U: Tensor) -> Tensor:
@@ -192,8 +196,8 @@ class FeasibleSet:
         Every unit counts, protected ones too: by its parameters if the scope is `parameters`,
         otherwise alike.
         """
-        kept = self._costs_U @ s_U.detach().cpu().double()
-        return float(kept / self._costs_U.sum())
+        kept = self.costs_U @ s_U.detach().cpu().double()
+        return float(kept / self.costs_U.sum())
 
     def shift_logits(self, x_U: Tensor) -> Tensor:
         """Shift the logits of each budget's free units so that the sigmoids meet its limit.

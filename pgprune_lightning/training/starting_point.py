@@ -20,8 +20,8 @@ from pgprune_lightning.initialization.features import (
 )
 from pgprune_lightning.initialization.from_plan import load_start_plan
 from pgprune_lightning.initialization.initial_policy import (
-    normalized_importance,
     probabilities_of,
+    refined_importance,
 )
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.policy import FeasibleSet, MaskPolicy, MaskSpace
@@ -57,8 +57,9 @@ class StartingPoint:
         if shard > 1 and (initialization.needs_gradients or features_need_gradients(feature_names)):
             raise UserError(
                 f"model.shard: {shard} ranks that share a model cannot take the backward pass of "
-                "the metrics taylor and fisher. Choose another model.initialization.metric (and "
-                "features), or give its model.initialization.scores, measured before."
+                "the metrics taylor and fisher and of refine_rounds. Choose another "
+                "model.initialization.metric (and features), or give its "
+                "model.initialization.scores, measured before."
             )
         self.feature_names = feature_names
         self.initialization = initialization
@@ -97,7 +98,7 @@ class StartingPoint:
         options = self.initialization
         inputs = MetricInputs(environment.model, environment.space, batches, seed)
         if self.plan is None:
-            metric_U = normalized_importance(options, inputs)
+            metric_U = refined_importance(options, inputs, feasible_set)
             start_U = probabilities_of(options, metric_U, feasible_set)
         else:
             base_model = environment.base_model

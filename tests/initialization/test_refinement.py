@@ -1,0 +1,146 @@
+"""Swaps to second order: the best of all masks for the quadratic, a better mask for the model.
+
+Shapes: U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.initialization.gate_gradients import gradients_at
+from pgprune_lightning.initialization.metric import MetricInputs
+from pgprune_lightning.initialization.refinement import refined, unit_worth
+from pgprune_lightning.masking import MultipliedExecution
+from pgprune_lightning.masking.gates import gated
+from pgprune_lightning.masking.token_loss import token_nll
+from pgprune_lightning.policy import FeasibleSet
+from tests.tiny_models import random_tokens
+
+if TYPE_CHECKING:
+    from tests.tiny_runs import TinyRun
+
+TOKENS = random_tokens(rows=16)
+BOTH_KINDS = ["kv_group", "mlp_channel"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_top_of_the_ranking_is_the_best_of_all_masks_for_the_quadratic(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gradient_U = torch.randn(8, generator=generator)
+    curvature_U = torch.rand(8, generator=generator)
+    mask_U = torch.zeros(8)
+    mask_U[torch.randperm(8, generator=generator)[:5]] = 1
+
+    def change(kept: tuple[int, ...]) -> float:
+        other_U = torch.zeros(8)
+        other_U[list(kept)] = 1
+        d_U = other_U - mask_U
+        return float(gradient_U @ d_U + 0.5 * curvature_U @ d_U.square())
+
+    top = unit_worth(gradient_U, curvature_U, mask_U.bool()).topk(5).indices.tolist()
+    assert change(tuple(top)) == pytest.approx(min(map(change, combinations(range(8), 5))))
+
+
+def test_gradients_at_a_mask_are_those_of_finite_differences(
+    metric_inputs: Callable[..., MetricInputs],
+) -> None:
+    inputs = metric_inputs(BOTH_KINDS, [TOKENS], dtype=torch.float64)
+    mask_U = torch.rand(inputs.space.num_units, generator=torch.Generator().manual_seed(3)) < 0.6
+    batch_BT = TOKENS[:1]
+    gradients_U = gradients_at(inputs, mask_U, batch_BT)[0]
+
+    def loss(gates_U: Tensor) -> float:
+        with torch.no_grad(), gated(inputs.model, inputs.space, gates_U[None]) as model:
+            return float(model(batch_BT, labels=batch_BT).loss)
+
+    for kept in (True, False):
+        unit = int((mask_U == kept).nonzero()[2])
+        step_U = torch.zeros(len(mask_U), dtype=torch.float64)
+        step_U[unit] = 1e-2
+        gates_U = mask_U.double()
+        slope = (loss(gates_U + step_U) - loss(gates_U - step_U)) / 2e-2
+        # The token loss is taken in float32.
+        assert float(gradients_U[unit]) == pytest.approx(slope, rel=2e-2, abs=5e-4)
+
+
+def test_the_mask_that_is_found_has_a_lower_loss(
+    metric_inputs: Callable[..., MetricInputs],
+) -> None:
+    inputs = metric_inputs(BOTH_KINDS, [TOKENS[:8], TOKENS[8:]])
+    feasible_set = FeasibleSet(inputs.space, 0.5, scope="parameters")
+    generator = torch.Generator().manual_seed(0)
+    start_U = torch.randn(inputs.space.num_units, generator=generator, dtype=torch.float64)
+    found_U = refined(start_U, inputs, feasible_set, rounds=2)
+    assert torch.equal(found_U.sort().values, start_U.sort().values)
+    execution = MultipliedExecution(inputs.model, inputs.space)
+
+    def loss(ranking_U: Tensor) -> float:
+        with execution.masked(feasible_set.deterministic_mask(ranking_U)) as model:
+            return float(token_nll(model, TOKENS).mean())
+
+    assert loss(found_U) < loss(start_U) - 0.02
+
+
+def test_where_nothing_helps_the_metric_stays(
+    metric_inputs: Callable[..., MetricInputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask there is is judged beside those proposed."""
+    from pgprune_lightning.initialization import refinement
+
+    inputs = metric_inputs(BOTH_KINDS, [TOKENS])
+    feasible_set = FeasibleSet(inputs.space, 0.5)
+    start_U = torch.arange(inputs.space.num_units, dtype=torch.float64)
+    best_U = feasible_set.deterministic_mask(start_U)
+    monkeypatch.setattr(
+        refinement,
+        "_mean_loss",
+        lambda _inputs, mask_U, *_: float((mask_U != best_U).sum()),
+    )
+    assert torch.equal(refined(start_U, inputs, feasible_set, rounds=3), start_U)
+
+
+def test_a_run_starts_from_it(tiny_run: TinyRun) -> None:
+    def ranking(rounds: int) -> Tensor:
+        options = Initialization(
+            metric="fisher", normalization="per_parameter", num_blocks=16, refine_rounds=rounds
+        )
+        module = tiny_run.module(initialization=options, budget="parameters", lr=1e-9)
+        tiny_run.trainer(max_steps=1).fit(module, datamodule=tiny_run.datamodule())
+        return module.policy.keep_probabilities.detach()
+
+    assert not torch.allclose(ranking(0), ranking(2))
+
+
+def test_gradients_that_are_not_finite_are_refused(
+    metric_inputs: Callable[..., MetricInputs],
+) -> None:
+    inputs = metric_inputs(["mlp_channel"], [TOKENS])
+    inputs.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
+    with pytest.raises(UserError, match=r"refine_rounds: a gradient is not finite"):
+        refined(
+            torch.zeros(inputs.space.num_units, dtype=torch.float64),
+            inputs,
+            FeasibleSet(inputs.space, 0.5),
+            rounds=1,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refine_rounds": -1}, "0 rounds or more"),
+        ({"refine_rounds": 3, "num_blocks": 11}, "need 4 each"),
+        ({"refine_rounds": 1, "plan": "p"}, "a plan is started from as it is"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Initialization(**options)  # type: ignore[arg-type]
