@@ -1,6 +1,6 @@
 """Format `padded`: every tensor keeps its shape, and what a mask drops is zero.
 
-Shapes: U units, B sequences, T tokens, V vocabulary, W rows or columns of a projection.
+Shapes: U units, W rows or columns of a projection.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, Logits, PrunedModel
+from pgprune_lightning.export.hf import reloaded_logits
 from pgprune_lightning.export.widths import LayerWidths
 from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
 from pgprune_lightning.policy import MaskSpace
@@ -31,26 +32,13 @@ class Padded(ExportFormat):
 
     def write(self, pruned: PrunedModel, folder: Path, options: ExportOptions) -> None:
         """Write the dense model with zeros in it."""
-        padded_model(pruned.dense, pruned.plan.space, pruned.mask_U).save_pretrained(folder)
+        padded = padded_model(pruned.dense, pruned.plan.space, pruned.mask_U)
+        padded.save_pretrained(folder)
         pruned.planned.tokenizer.save_pretrained(folder)
 
     def reload(self, folder: Path, pruned: PrunedModel, device: torch.device) -> Logits:
         """What `from_pretrained` makes of the folder."""
-        return stock_logits(folder, device)
-
-
-def stock_logits(folder: Path, device: torch.device) -> Logits:
-    """Logits, in float32, of a folder that `from_pretrained` reads."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
-    nn.Module.to(model, device).eval()
-
-    @torch.no_grad()
-    def logits(tokens_BT: Tensor) -> Tensor:
-        return model(tokens_BT.to(device), use_cache=False).logits
-
-    return logits
+        return reloaded_logits(folder, pruned, device)
 
 
 @torch.no_grad()
