@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pgprune_lightning.export.planned_model import PlannedModel
+from pgprune_lightning.export.rethreshold import Multiples
 from pgprune_lightning.export.widths import LayerWidths
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.slicing import cut_model
@@ -27,7 +28,7 @@ Logits = Callable[[Tensor], Tensor]
 Quantization = Literal["f16", "f32", "q8_0"]
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far logits may differ by the rounding of each type, as a share of the largest logit."""
+"""How far logits may differ by computing in a type, as a share of the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,9 @@ class ExportFormat(ABC):
     purpose: ClassVar[str]
     """What it is for, in a few words, for the help."""
 
-    def choose_mask(
-        self, plan: PruningPlan, mask_U: Tensor, config: PreTrainedConfig, keep_ratio: float
-    ) -> Tensor:
+    def choose_mask(self, plan: PruningPlan, mask_U: Tensor, multiples: Multiples) -> Tensor:
         """The mask that is exported, (U,), bool: the one given, unless the format changes it."""
-        del plan, config, keep_ratio
+        del plan, multiples
         return mask_U
 
     @abstractmethod
@@ -122,20 +121,29 @@ class ExportFormat(ABC):
 
     @abstractmethod
     def reload(self, folder: Path, pruned: PrunedModel, device: torch.device) -> Logits | None:
-        """The logits of what was written, in float32 where the reader allows; for the self-check.
+        """The logits of what was written, for the self-check.
 
         Args:
             folder: What `write` was given.
-            pruned: The same.
+            pruned: The same, but computing in `pruned.dense.dtype`, which is float32 for all but
+                the largest models; a reader that has a choice of types takes it.
             device: Where to compute.
 
         Returns:
             A function of token ids; None if what reads this format is not installed.
         """
 
-    def tolerance(self, options: ExportOptions) -> float:
-        """Largest difference of logits by rounding alone, as a share of the largest logit."""
-        return ROUNDING[self.weights_dtype(options)]
+    def tolerance(self, options: ExportOptions) -> float | None:
+        """Largest difference of logits by rounding alone, as a share of the largest logit.
+
+        None: that of the type which the self-check computes in, as `ROUNDING` has it.
+        """
+        del options
+        return None
+
+    def parameters(self, pruned: PrunedModel) -> int:
+        """How many parameters the written model has."""
+        return int(pruned.cut.num_parameters())
 
     def dense_bytes(self, pruned: PrunedModel, options: ExportOptions) -> int:
         """What the dense model's weights take in the same format, in bytes."""

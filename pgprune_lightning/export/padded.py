@@ -40,6 +40,10 @@ class Padded(ExportFormat):
         """What `from_pretrained` makes of the folder."""
         return reloaded_logits(folder, pruned, device)
 
+    def parameters(self, pruned: PrunedModel) -> int:
+        """Zeros are parameters."""
+        return int(pruned.dense.num_parameters())
+
 
 @torch.no_grad()
 def padded_model(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTrainedModel:
