@@ -87,9 +87,15 @@ def blocked_groups(
         The groups with their blocks.
 
     Raises:
-        UserError: The budget holds not a single block.
+        UserError: A group is smaller than a block, or the budget holds not a single one.
     """
     sizes = [multiples.get(group.kind, 1) for group in groups]
+    for group, size in zip(groups, sizes, strict=True):
+        if group.count < size:
+            raise UserError(
+                f"round_to, tensor_parallel: {size} units of {group.kind} stay together, but layer "
+                f"{group.layer} has only {group.count}. Give smaller numbers."
+            )
     ends = list(accumulate(group.count for group in groups))
     costs = [float(costs_N[end - 1]) for end in ends]
     most = [high // size for (_, high), size in zip(bounds, sizes, strict=True)]
