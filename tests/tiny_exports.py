@@ -13,11 +13,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pgprune_lightning.export import PlannedModel, PrunedModel
+    from pgprune_lightning.export import PrunedModel
     from pgprune_lightning.plan import PruningPlan
     from pgprune_lightning.policy import MaskSpace
-
-FLOAT32: dict[str, Any] = {"dtype": torch.float32}
 
 
 def make_plan(
@@ -62,8 +60,9 @@ def prune(
 ) -> PrunedModel:
     """What an export is given: a dense model and a mask."""
     from pgprune_lightning.export import PlannedModel, PrunedModel, layer_widths
+    from pgprune_lightning.masking.model_source import ModelSource
 
     plan = make_plan(space, mask_U, model.config.model_type, **budget)
-    planned: PlannedModel = PlannedModel(plan, model, tiny_tokenizer())
+    planned = PlannedModel(plan, model, tiny_tokenizer(), ModelSource("nowhere", "nowhere"))
     widths = layer_widths(model.config, space, plan.mask_U)
     return PrunedModel(planned, plan.mask_U, widths, plan.budget["keep_ratio"])

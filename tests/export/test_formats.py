@@ -65,14 +65,10 @@ def test_zeros_stand_for_what_was_dropped(
         assert dropped - norms <= zeros <= dropped, name
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["hf", "uniform", "padded", "plan"])
 def test_the_record_says_what_was_written(name: str, tmp_path: Path) -> None:
     model = make_tiny_model("llama_gqa")
     pruned = prune(model, mask_space_of(model, ["layer"]), torch.tensor([True, False, True]))
-    try:
-        FORMATS[name].check(model.config, pruned.widths, OPTIONS)
-    except UserError as error:
-        pytest.skip(str(error))
     record = write_export(pruned, FORMATS[name], OPTIONS, tmp_path)
     assert json.loads((tmp_path / "export.json").read_text()) == record
     assert record["format"] == name
