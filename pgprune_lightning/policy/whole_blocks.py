@@ -129,10 +129,12 @@ def kept_blocks(s_N: Tensor, groups: Sequence[BlockedGroup], limit: float) -> Te
     Returns:
         The mask, (N,) bool.
     """
-    kept_N = torch.zeros_like(s_N, dtype=torch.bool)
+    on_host_N = s_N.detach().cpu()  # once, and not for every block
+    kept_N = torch.zeros_like(on_host_N, dtype=torch.bool)
     candidates: list[tuple[float, Tensor, float]] = []
     for group in groups:
-        ranked_n = group.start + s_N[group.start : group.end].argsort(descending=True, stable=True)
+        s_n = on_host_N[group.start : group.end]
+        ranked_n = group.start + s_n.argsort(descending=True, stable=True)
         blocks = ranked_n[: group.most * group.size].split(group.size) if group.most else ()
         for number, units in enumerate(blocks):
             cost = group.size * group.unit_cost
@@ -140,9 +142,9 @@ def kept_blocks(s_N: Tensor, groups: Sequence[BlockedGroup], limit: float) -> Te
                 kept_N[units] = True
                 limit -= cost
             else:
-                candidates.append((float(s_N[units].double().mean()), units, cost))
+                candidates.append((float(on_host_N[units].double().mean()), units, cost))
     for _, units, cost in sorted(candidates, key=lambda block: -block[0]):
         if cost <= limit:
             kept_N[units] = True
             limit -= cost
-    return kept_N
+    return kept_N.to(s_N.device)

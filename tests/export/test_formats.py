@@ -115,7 +115,9 @@ def test_another_model_on_the_disk_is_an_error(shift: float, tmp_path: Path) -> 
 def test_small_types_are_checked_in_float32_and_stay_small(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    model = make_tiny_model("qwen3").to(dtype)
+    model = make_tiny_model("qwen3")
+    for parameter in model.parameters():  # as `from_pretrained` does, which leaves buffers alone
+        parameter.data = parameter.data.to(dtype)
     frequencies = model.model.rotary_emb.inv_freq.clone()
     space = mask_space_of(model, ["kv_group", "mlp_channel"])
     record = write_export(prune(model, space), FORMATS["hf"], ExportOptions(dtype), tmp_path)
