@@ -54,7 +54,7 @@ class PruningPlan:
         keep_probabilities_U: The policy, (U,), float64.
         mask_U: Which units stay, (U,), bool.
         budget: `keep_ratio`, `scope`, `protected_layers` and `layer_keep_ratios` it was learned
-            under.
+            under; `round_to` and `tensor_parallel` where they are not 1.
         step: Training steps before it; 0 is the untrained mask.
         validation: `text`, `sequence_length` (tokens), `bos_per_block` and `perplexity` of its
             validation; empty if it was not validated.

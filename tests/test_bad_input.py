@@ -100,6 +100,12 @@ BEFORE_ANYTHING_IS_READ = {
     "impossible budget": (["--model.protected_layers=[0, 1]"], "protected layers hold 66.7%"),
     "no such layer": (["--model.protected_layers=[3]"], "layer 3 does not exist", "0 to 2"),
     "mixed kinds": (["--model.unit_kinds=[layer, kv_group]"], "use [layer] alone"),
+    "round to": (["--model.round_to=0"], "round_to: must be at least 1"),
+    "more devices than heads": (
+        ["--model.tensor_parallel=3"],
+        "3 units of kv_group stay together",
+        "layer 0 has only 2",
+    ),
     "channels": (["--model.channels_per_unit=7"], "does not divide", "24", "is 6 or 8"),
     "family": (["--model.base_model={}/gpt2"], "gpt2", "Llama", "Mistral", "Qwen2"),
     "no model file": (["--model.base_model={}/none.gguf"], "no GGUF file", "none.gguf"),

@@ -26,7 +26,7 @@ OPTIONS = {
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_rule lr_factors lr_schedule num_mask_samples masks_per loss policy update estimator
         probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
-        shard""",
+        shard round_to tensor_parallel""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks refine_rounds plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -44,6 +44,8 @@ UNITS = {
     "model.keep_ratio": "(0, 1]",
     "model.channels_per_unit": "channels",
     "model.layer_keep_ratios": "in [0, 1]",
+    "model.round_to": "channels",
+    "model.tensor_parallel": "Devices",
     "model.lr": "per (nat per token)",
     "model.num_mask_samples": "Masks",
     "model.masks_per": "masks",

@@ -21,6 +21,7 @@ from pgprune_lightning.benchmark.timing import Limits
 from pgprune_lightning.benchmark.unit_scaling import time_by_units
 from pgprune_lightning.benchmark.workload import check_keep_ratios
 from pgprune_lightning.commands.bench_choice import Choice, choose
+from pgprune_lightning.commands.device_option import add_device_option, named_device
 from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import UserError
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     workload, keep_ratios = choice.workload, choice.keep_ratios
     _check(given, choice)
     earlier = [_read(Path(file)) for file in given.others]
-    device = _device(given.device)
+    device = named_device(given.device)
     model = _model(given.shape, choice, device)
     limits = Limits(given.steps, given.seconds)
     benchmark = Benchmark(model, workload, limits, choice.execution)
@@ -120,12 +121,7 @@ def bench_parser() -> OneLineErrorParser:
         default=None,
         help="Type of the weights; auto: bfloat16 where the device computes in it natively.",
     )
-    add(
-        "--device",
-        type=Literal["auto", "cpu", "cuda"],
-        default="auto",
-        help="Where the model runs; auto: a GPU where there is one.",
-    )
+    add_device_option(parser)
     add(
         "--execution",
         type=ExecutionName | None,
@@ -184,13 +180,6 @@ def _check_writable(option: str, path: Path) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"--{option}: {path} cannot be written; give a file in a folder of yours.")
-
-
-def _device(name: str) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise UserError("--device: cuda is given, but there is no CUDA device; give cpu.")
-    return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")
 
 
 def _model(shape: str | None, choice: Choice, device: torch.device) -> PreTrainedModel:

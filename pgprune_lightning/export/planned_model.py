@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgprune_lightning.masking.fingerprint import model_fingerprint
 from pgprune_lightning.masking.frozen_model import load_model_config, resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
-from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 from pgprune_lightning.plan import PruningPlan, find_plan
 
@@ -24,11 +24,13 @@ class PlannedModel:
         plan: The plan.
         model: The dense model, whose weights are those that the plan was learned on.
         tokenizer: The model's.
+        source: Where both were read from.
     """
 
     plan: PruningPlan
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    source: ModelSource
 
 
 def open_planned_model(
@@ -60,4 +62,4 @@ def open_planned_model(
         source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
     )
     plan.check_base_model(model_fingerprint(model), given)
-    return PlannedModel(plan, model, tokenizer)
+    return PlannedModel(plan, model, tokenizer, source)

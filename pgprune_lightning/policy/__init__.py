@@ -30,6 +30,7 @@ from pgprune_lightning.policy.updates import (
     ProjectedSGD,
     StepRule,
 )
+from pgprune_lightning.policy.whole_blocks import unit_multiples
 
 __all__ = [
     "Adam",
@@ -61,4 +62,5 @@ __all__ = [
     "mask_generator",
     "project_onto_budget",
     "score",
+    "unit_multiples",
 ]

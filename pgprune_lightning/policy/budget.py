@@ -5,7 +5,7 @@ Shapes: U units of the whole model, N free units of one constraint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,8 +23,9 @@ from pgprune_lightning.policy.layer_bounds import (
     forced_and_allowed,
     project_within_groups,
 )
-from pgprune_lightning.policy.mask_space import MaskSpace
+from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 from pgprune_lightning.policy.projection import project_onto_budget, try_projection
+from pgprune_lightning.policy.whole_blocks import BlockedGroup, blocked_groups, kept_blocks
 
 __all__ = ["BudgetScope", "Constraint", "FeasibleSet"]
 
@@ -47,6 +48,8 @@ class FeasibleSet:
         layer_keep_ratios: Least and greatest share that each kind keeps of its units in each layer
             that is not protected, in masks and in expectation, rounded to whole units (see
             `bound_groups`).
+        multiples: Units of a kind that stay or go together in each layer of deterministic masks;
+            probabilities are free of it.
 
     Attributes:
         constraints: The budgets.
@@ -71,6 +74,7 @@ class FeasibleSet:
         upper: float = 1.0,
         fill: bool = False,
         layer_keep_ratios: tuple[float, float] = ANY_RATIO,
+        multiples: Mapping[UnitKind, int] | None = None,
     ) -> None:
         """Check that the budgets can be met."""
         self._space = space
@@ -78,6 +82,7 @@ class FeasibleSet:
         self.constraints: tuple[Constraint, ...] = build_constraints(
             space, keep_ratio, scope, protected_layers, lower, upper, layer_keep_ratios
         )
+        self._blocks = [_blocked(space, part, multiples or {}) for part in self.constraints]
         self.costs_U = scope_costs(space, scope)
         self._constraints_on: dict[torch.device, tuple[Constraint, ...]] = {}
 
@@ -154,6 +159,7 @@ class FeasibleSet:
         is passed over for later ones that do, so what is left unused is less than the least cost
         of a dropped unit that may still be kept. With layer bounds the first of each layer and
         kind come before all others, as many as its minimum; those beyond its maximum never stay.
+        With multiples, `kept_blocks` says which units stay.
 
         Args:
             s_U: Probabilities, (U,); only their order within a constraint counts.
@@ -163,8 +169,11 @@ class FeasibleSet:
         """
         assert s_U.shape == (self._space.num_units,), s_U.shape
         mask_U = torch.ones_like(s_U, dtype=torch.bool)
-        for constraint in self.constraints:
+        for constraint, blocks in zip(self.constraints, self._blocks, strict=True):
             units = constraint.units.to(s_U.device)
+            if blocks:
+                mask_U[units] = kept_blocks(s_U[units], blocks, constraint.limit)
+                continue
             ranked = s_U[units].argsort(descending=True, stable=True)
             mask_U[units[ranked]] = _kept(ranked, constraint)
         return mask_U
@@ -217,6 +226,19 @@ class FeasibleSet:
             units, costs = constraint.units.to(x_U.device), constraint.costs.to(x_U.device)
             shifted_U[units] += _sigmoid_shift(shifted_U[units], costs, constraint.limit)
         return shifted_U
+
+
+def _blocked(
+    space: MaskSpace, constraint: Constraint, multiples: Mapping[UnitKind, int]
+) -> tuple[BlockedGroup, ...]:
+    """The blocks of a constraint's groups; none where every unit is one of its own."""
+    free = set(constraint.units.tolist())
+    groups = [group for group in space.groups if group.start in free]
+    if all(multiples.get(group.kind, 1) == 1 for group in groups):
+        return ()
+    bounds = [(part.least, part.most) for part in constraint.groups]
+    bounds = bounds or [(0, group.count) for group in groups]
+    return blocked_groups(groups, constraint.costs, multiples, constraint.limit, bounds)
 
 
 def _kept(ranked_N: Tensor, constraint: Constraint) -> Tensor:

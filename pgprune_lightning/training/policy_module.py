@@ -30,6 +30,8 @@ class PolicyModule(LightningModule):
     budget: BudgetScope
     protected_layers: list[int]
     layer_keep_ratios: tuple[float, float]
+    round_to: int = 1
+    tensor_parallel: int = 1
     environment: FrozenEnvironment
     budgets: BudgetSchedule
     policy: MaskPolicy
@@ -90,12 +92,13 @@ class PolicyModule(LightningModule):
     @property
     def target_budget(self) -> dict[str, Any]:
         """The budget of the finished run, as plans describe it."""
+        blocks = {"round_to": self.round_to, "tensor_parallel": self.tensor_parallel}
         return {
             "keep_ratio": self.keep_ratio,
             "scope": self.budget,
             "protected_layers": list(self.protected_layers),
             "layer_keep_ratios": list(self.layer_keep_ratios),
-        }
+        } | {name: number for name, number in blocks.items() if number != 1}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tie the checkpoint to the model it was learned on."""

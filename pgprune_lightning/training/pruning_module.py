@@ -28,6 +28,7 @@ from pgprune_lightning.policy import (
     StepRule,
     UnitKind,
     mask_generator,
+    unit_multiples,
 )
 from pgprune_lightning.training.arguments import (
     check_arguments,
@@ -74,6 +75,10 @@ class PolicyGradientPruning(PolicyModule):
             each layer that is not protected, in every mask and in expectation, rounded to whole
             units. Must enclose what the budget (of every stage, if `progressive`) leaves to these
             layers on average. Only for kinds with several units a layer.
+        round_to: The masks that are validated and returned keep a multiple of so many channels in
+            each MLP, such as 64, which matrix kernels like. The budget is not exceeded for it.
+        tensor_parallel: Devices that will share each layer of the pruned model; the same masks keep
+            multiples of so many KV groups and channels in each.
         lr: Step size. Of projected SGD on free probabilities in probability per (nat per token) of
             gradient; of Adam about the change of a parameter in a step, in probability or logits;
             with `lr_rule: rms_change` the change of the probabilities.
@@ -132,6 +137,8 @@ class PolicyGradientPruning(PolicyModule):
         budget: BudgetScope = "per_kind",
         protected_layers: list[int] = [],  # noqa: B006 (read only)
         layer_keep_ratios: tuple[float, float] = (0.0, 1.0),
+        round_to: int = 1,
+        tensor_parallel: int = 1,
         lr: float = 2e-3,
         lr_rule: StepRule = "fixed",
         lr_factors: dict[UnitKind, float] | None = None,
@@ -165,6 +172,9 @@ class PolicyGradientPruning(PolicyModule):
         self.budget = budget
         self.protected_layers = protected_layers
         self.layer_keep_ratios = layer_keep_ratios
+        self.round_to = round_to
+        self.tensor_parallel = tensor_parallel
+        self.multiples = unit_multiples(round_to, tensor_parallel, channels_per_unit)
         self.lr = lr
         self.lr_rule: StepRule = lr_rule
         self.lr_factors = lr_factors or {}
@@ -206,6 +216,7 @@ class PolicyGradientPruning(PolicyModule):
             upper=upper,
             fill=self.fill_budget,
             layer_keep_ratios=self.layer_keep_ratios,
+            multiples=self.multiples,
         )
         self.policy.prepare(self.space, self.lr_factors)
         own_estimator = self.policy.own_estimator()

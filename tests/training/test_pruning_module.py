@@ -160,6 +160,24 @@ def test_layer_bounds_hold_what_the_scores_would_empty(tiny_run: TinyRun, tmp_pa
     assert bounded.current_plan().budget["layer_keep_ratios"] == [0.375, 0.625]
 
 
+def test_masks_that_are_returned_keep_multiples(tiny_run: TinyRun) -> None:
+    module = tiny_run.module(round_to=8, tensor_parallel=2)
+    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
+    plan = module.current_plan()
+    widths = {
+        group.kind: {
+            int(plan.mask_U[g.start : g.end].sum())
+            for g in plan.space.groups
+            if g.kind == group.kind
+        }
+        for group in plan.space.groups
+    }
+    assert widths["kv_group"] <= {0, 2}
+    assert widths["mlp_channel"] <= {0, 8, 16, 24}
+    assert (plan.budget["round_to"], plan.budget["tensor_parallel"]) == (8, 2)
+    assert "round_to" not in tiny_run.module().target_budget
+
+
 def test_units_of_several_channels_are_learned(tiny_run: TinyRun) -> None:
     module = tiny_run.module(channels_per_unit=8)
     tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
