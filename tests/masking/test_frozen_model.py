@@ -47,6 +47,13 @@ def test_loads_what_was_saved(folder: Path, tiny_model: Callable[..., PreTrained
     assert load(folder, torch.bfloat16).lm_head.weight.dtype == torch.bfloat16
 
 
+def test_capped_attention_logits_want_eager(
+    tmp_path: Path, tiny_model: Callable[..., PreTrainedModel]
+) -> None:
+    tiny_model("gemma2").save_pretrained(tmp_path)
+    assert load(tmp_path).config._attn_implementation == "eager"
+
+
 def test_nothing_of_it_can_learn(folder: Path) -> None:
     model = load(folder)
     with torch.enable_grad():
@@ -170,7 +177,7 @@ def test_truncated_gguf(tiny_gguf: Path, kept_bytes: int) -> None:
 @pytest.mark.slow
 def test_a_real_gguf(smollm2_gguf: Path, tmp_path: Path) -> None:
     model = load(smollm2_gguf, torch.bfloat16)
-    assert all(type(layer.mlp.down) is nn.Linear for layer in decoder_layers(model))
+    assert all(type(layer.mlp.output) is nn.Linear for layer in decoder_layers(model))
     assert getattr(model.config, "quantization_config", None) is None
     model.save_pretrained(tmp_path)
     again = load(tmp_path, torch.bfloat16)
