@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,13 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.comparison.experiment import Experiment, LatencyOptions
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
-from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks
-from pgprune_lightning.evaluation import evaluate_perplexity, evaluate_zero_shot, measure_latency
+from pgprune_lightning.data.token_blocks import TokenBlocks
+from pgprune_lightning.evaluation import (
+    evaluate_perplexity,
+    evaluate_zero_shot,
+    measure_latency,
+    text_blocks,
+)
 from pgprune_lightning.masking.token_loss import token_nll
 
 
@@ -91,10 +96,11 @@ def _blocks(data: TokenBlocksDataModule, length: int, tokens: int | None) -> Tok
     source = data.test[0]
     if tokens is None and source.num_blocks is not None:
         tokens = source.num_blocks * data.evaluation_block_length
-    return build_token_blocks(
-        source if tokens is None else replace(source, num_blocks=max(1, tokens // length)),
+    return text_blocks(
+        source,
         data.load_tokenizer(),
         length,
+        tokens=tokens,
         bos_per_block=bool(data.bos_per_block),
         cache_dir=data.cache_dir,
     )

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pgprune_lightning.comparison.experiment import leaves
 from pgprune_lightning.comparison.results import Results
 from pgprune_lightning.comparison.setting_groups import grouped
+from pgprune_lightning.comparison.sheet import Sheet
 from pgprune_lightning.comparison.table_values import (
     LATENCY_VALUES,
     MISSING,
@@ -28,23 +25,13 @@ from pgprune_lightning.comparison.table_values import (
 )
 
 
-@dataclass(frozen=True)
-class _Sheet:
-    """One table: its first column names the methods."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def markdown(results: Results) -> str:
     """All tables as Markdown."""
     lines = [f"# {results['title']}", ""]
     for sheet in _sheets(results):
         if sheet.title:
             lines += [f"## {sheet.title}", ""]
-        lines += [_row(sheet.header), _row(["---", *["---:"] * (len(sheet.header) - 1)])]
-        lines += [*(_row(row) for row in sheet.rows), ""]
+        lines += [*sheet.markdown(), ""]
     for note in _notes(results):
         lines += [note, ""]
     source = results["provenance"]
@@ -67,21 +54,12 @@ def print_table(results: Results) -> None:
     """Print all tables to the terminal."""
     console = Console()
     for sheet in _sheets(results):
-        title = ": ".join(filter(None, (results["title"], sheet.title)))
-        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
-        for position, name in enumerate(sheet.header):
-            # A name cut short would be no name; headers may wrap.
-            table.add_column(
-                escape(name), justify="right" if position else "left", no_wrap=not position
-            )
-        for row in sheet.rows:
-            table.add_row(*(escape(cell) for cell in row))
-        console.print(table)
+        sheet.print(console, results["title"])
     for note in _notes(results):
         console.print(note, markup=False, highlight=False)
 
 
-def _sheets(results: Results) -> list[_Sheet]:
+def _sheets(results: Results) -> list[Sheet]:
     """One table of all values where there is one setting, and those of extras; else one a value."""
     lengths = results["evaluation_lengths"]
     values = [Value(f"perplexity_{n}", _length_title(results, n), number) for n in lengths]
@@ -100,18 +78,18 @@ def _sheets(results: Results) -> list[_Sheet]:
     ]
 
 
-def _single(title: str, methods: dict[str, Any], values: Sequence[Value]) -> _Sheet:
+def _single(title: str, methods: dict[str, Any], values: Sequence[Value]) -> Sheet:
     rows = [[name, *(_shown(entry, value) for value in values)] for name, entry in methods.items()]
-    return _Sheet(title, ["", *(value.title for value in values)], rows)
+    return Sheet(title, ["", *(value.title for value in values)], rows)
 
 
-def _by_setting(group: str, settings: dict[str, Any], value: Value) -> _Sheet:
+def _by_setting(group: str, settings: dict[str, Any], value: Value) -> Sheet:
     names = dict.fromkeys(name for entry in settings.values() for name in entry["methods"])
     rows = [
         [name, *(_shown(entry["methods"].get(name), value) for entry in settings.values())]
         for name in names
     ]
-    return _Sheet(", ".join(filter(None, (group, value.title))), ["", *settings], rows)
+    return Sheet(", ".join(filter(None, (group, value.title))), ["", *settings], rows)
 
 
 def _shown(entry: dict[str, Any] | None, value: Value) -> str:
@@ -192,10 +170,6 @@ def _notes(results: Results) -> list[str]:
         )
     notes += [f"Failed: {name}: {message}" for name, message in results["errors"].items()]
     return notes
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _csv_rows(results: Results) -> Iterator[dict[str, Any]]:

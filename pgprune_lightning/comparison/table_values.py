@@ -41,7 +41,8 @@ def seconds(value: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _parameters(value: float | None) -> str:
+def parameters(value: float | None) -> str:
+    """A count of parameters, in thousands or millions."""
     if value is None:
         return MISSING
     return f"{value / 1e6:,.1f} M" if value >= 1e7 else f"{value / 1e3:,.1f} k"
@@ -52,11 +53,12 @@ def share(value: float | None) -> str:
     return MISSING if value is None else f"{value:.1%}"
 
 
-def _memory(value: float | None) -> str:
+def memory(value: float | None) -> str:
+    """Bytes, in MiB."""
     return MISSING if value is None else f"{value / 2**20:,.0f} MiB"
 
 
-def _latency(value: float | None) -> str:
+def latency(value: float | None) -> str:
     """A time that may be milliseconds, with three figures."""
     if value is None or value >= 60:
         return seconds(value)
@@ -64,14 +66,14 @@ def _latency(value: float | None) -> str:
 
 
 OTHER_VALUES = (
-    Value("parameters", "parameters", _parameters),
+    Value("parameters", "parameters", parameters),
     Value("parameters_share", "of dense", share),
     Value("seconds", "time to make", seconds),
-    Value("peak_memory_bytes", "peak memory", _memory),
+    Value("peak_memory_bytes", "peak memory", memory),
 )
 LATENCY_VALUES = (
-    Value("latency.seconds", "latency", _latency),
-    Value("latency.parameter_bytes", "memory of weights", _memory),
+    Value("latency.seconds", "latency", latency),
+    Value("latency.parameter_bytes", "memory of weights", memory),
 )
 ZERO_SHOT_AVERAGE = Value("zero_shot_average", "zero-shot average", share)
 

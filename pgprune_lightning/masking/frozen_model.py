@@ -60,17 +60,29 @@ def load_model_config(source: ModelSource) -> PreTrainedConfig:
         UserError: If it cannot be read, or the family is not supported.
     """
     try:
+        config = read_model_config(source)
+    except UserError as error:
+        if isinstance(error.__cause__, ValueError):  # an architecture that is not known
+            raise UserError(f"{error} Families that can be pruned: {family_names()}.") from error
+        raise
+    family_of(config)
+    return config
+
+
+def read_model_config(source: ModelSource) -> PreTrainedConfig:
+    """Read a model's configuration, whatever its family.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
         if source.gguf_file is None:
             config = AutoConfig.from_pretrained(source.location, **source.keyword_arguments())
         else:
             config = copy.deepcopy(_gguf_config(source, source.file_state()))
     except Exception as error:  # transformers raises a different type for each kind of damage
-        message = _loading_failed("configuration", source, error)
-        if isinstance(error, ValueError):  # as it does for an architecture that it does not know
-            message += f" Families that can be pruned: {family_names()}."
-        raise UserError(message) from error
+        raise UserError(_loading_failed("configuration", source, error)) from error
     assert isinstance(config, PreTrainedConfig)
-    family_of(config)
     return config
 
 

@@ -1,0 +1,66 @@
+"""What can be measured: a model together with the program that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model without running it.
+
+    Args:
+        runtime: The program that runs it, such as `transformers`.
+        dtype: Type of its weights, by name.
+        parameters: How many there are, tied ones once.
+        parameter_bytes: What they occupy in memory.
+        max_positions: Tokens that it was made to read at once; None: not stated.
+        vocabulary: Number of its tokens.
+    """
+
+    runtime: str
+    dtype: str
+    parameters: int
+    parameter_bytes: int
+    max_positions: int | None
+    vocabulary: int
+
+
+class Evaluated(Protocol):
+    """A model that scores and continues texts.
+
+    Attributes:
+        facts: What is known of it.
+        device: Where it expects token ids.
+    """
+
+    facts: ModelFacts
+    device: torch.device
+
+    def token_nll(self, tokens_BT: Tensor) -> Tensor:
+        """Score every token given those before it.
+
+        Args:
+            tokens_BT: Token ids, (B, T), int64; no padding.
+
+        Returns:
+            Nats per token, (B, T - 1), float32; entry t belongs to token t + 1.
+        """
+
+    def prefill(self, tokens_BT: Tensor) -> None:
+        """Read prompts into a fresh cache, in place of what it held.
+
+        Args:
+            tokens_BT: Token ids, (B, T), int64.
+        """
+
+    def decode(self, num_tokens: int) -> None:
+        """Continue what is in the cache by the likeliest token each time.
+
+        Args:
+            num_tokens: Tokens of each continuation, each of which goes through the model.
+        """
