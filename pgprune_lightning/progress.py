@@ -9,6 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LOG_LINES = 30.0
+SECONDS_OF_SHORT_WORK = 3.0
+"""The `delay` of bars for work that may be over before a bar is of use."""
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:

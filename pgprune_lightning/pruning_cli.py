@@ -36,6 +36,7 @@ OTHER_COMMANDS = (
     "More commands have options of their own (pgprune export --help, pgprune compare --help): "
     "export writes a plan's model in a format that others load; "
     "compare prunes one model by several methods and prints one table; bench times training steps; "
+    "evaluate measures dense, pruned and exported models alike; "
     "study compares recipes at equal passes and back-propagation at equal time; variance measures "
     "how far gradient estimates scatter; finetune trains adapters on an exported model."
 )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.benchmark.timing import wait_for
 from pgprune_lightning.benchmark.workload import Workload
+from pgprune_lightning.evaluation.latency import wait_for
 from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.policy import MaskSpace, UnitKind
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from pgprune_lightning.evaluation.latency import wait_for
+
 Step = Callable[[int], object]
 """Does the work of a numbered step."""
 
@@ -62,12 +64,6 @@ def seconds_of(way: Step, number: int, device: torch.device) -> float:
     way(number)
     wait_for(device)
     return perf_counter() - start
-
-
-def wait_for(device: torch.device) -> None:
-    """A GPU only takes orders; without this the clock would time how fast they are given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def summary(seconds: list[float], tokens: int) -> dict[str, Any]:

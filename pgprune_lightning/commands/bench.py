@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: the command line reads these types.
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from pgprune_lightning.benchmark.workload import check_keep_ratios
 from pgprune_lightning.commands.bench_choice import Choice, choose
 from pgprune_lightning.commands.device_option import add_device_option, named_device
 from pgprune_lightning.commands.experiment_options import command_line
+from pgprune_lightning.commands.output_file import check_writable
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
@@ -169,17 +169,11 @@ def _check(given: Any, choice: Choice) -> None:
         shape_config(given.shape)
     for option in ("output", "picture"):
         if getattr(given, option) is not None:
-            _check_writable(option, Path(getattr(given, option)))
+            check_writable(option, Path(getattr(given, option)))
     if given.picture is not None:
         check_picture(Path(given.picture))
     elif given.others:
         raise UserError("--others: they are for the picture; give --picture too.")
-
-
-def _check_writable(option: str, path: Path) -> None:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"--{option}: {path} cannot be written; give a file in a folder of yours.")
 
 
 def _model(shape: str | None, choice: Choice, device: torch.device) -> PreTrainedModel:

@@ -51,16 +51,13 @@ class Evaluated(Protocol):
             Nats per token, (B, T - 1), float32; entry t belongs to token t + 1.
         """
 
-    def prefill(self, tokens_BT: Tensor) -> None:
-        """Read prompts into a fresh cache, in place of what it held.
+    def timed_generation(self, prompts_BT: Tensor, num_tokens: int) -> tuple[float, float]:
+        """Read prompts into a cache, then continue each by the likeliest token each time.
 
         Args:
-            tokens_BT: Token ids, (B, T), int64.
-        """
-
-    def decode(self, num_tokens: int) -> None:
-        """Continue what is in the cache by the likeliest token each time.
-
-        Args:
+            prompts_BT: Token ids, (B, T), int64.
             num_tokens: Tokens of each continuation, each of which goes through the model.
+
+        Returns:
+            Seconds for the prompts (prefill), and for the continuations (decode).
         """

@@ -107,14 +107,14 @@ def _random_tokens(model: PreTrainedModel, batch_size: int, sequence_length: int
 
 
 def _timed_pass(model: PreTrainedModel, tokens_BT: Tensor) -> float:
-    _wait_for(tokens_BT.device)
+    wait_for(tokens_BT.device)
     start = perf_counter()
     model(tokens_BT, use_cache=False)
-    _wait_for(tokens_BT.device)
+    wait_for(tokens_BT.device)
     return perf_counter() - start
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """A GPU only takes orders; without this the clock would time how fast they are given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

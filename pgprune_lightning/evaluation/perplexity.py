@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from pgprune_lightning.progress import progress_bar
+from pgprune_lightning.progress import SECONDS_OF_SHORT_WORK, progress_bar
 
 
 class TokenPerplexity(Metric):
@@ -69,7 +69,13 @@ def evaluate_perplexity(
         The perplexity over all ranks' shares.
     """
     metric = TokenPerplexity().to(device)
-    bar = progress_bar(batches, desc=description, disable=description is None, leave=False)
+    bar = progress_bar(
+        batches,
+        desc=description,
+        disable=description is None,
+        leave=False,
+        delay=SECONDS_OF_SHORT_WORK,
+    )
     for batch_BT in bar:
         metric.update(token_nll(batch_BT.to(device)))
     return float(metric.compute())

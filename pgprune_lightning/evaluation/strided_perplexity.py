@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgprune_lightning.evaluation.perplexity import TokenPerplexity
-from pgprune_lightning.progress import progress_bar
+from pgprune_lightning.progress import SECONDS_OF_SHORT_WORK, progress_bar
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,13 @@ def strided_perplexity(
     metric = TokenPerplexity().to(device)
     plan = list(windows(len(stream_N), length - (bos is not None), stride))
     batches = list(_batches(plan, batch_size))
-    bar = progress_bar(batches, desc=description, disable=description is None, leave=False)
+    bar = progress_bar(
+        batches,
+        desc=description,
+        disable=description is None,
+        leave=False,
+        delay=SECONDS_OF_SHORT_WORK,
+    )
     for batch in bar:
         rows_BT = np.stack([stream_N[window.start : window.end] for window in batch])
         if bos is not None:

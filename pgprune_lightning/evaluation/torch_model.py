@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgprune_lightning.evaluation.evaluated import ModelFacts
+from pgprune_lightning.evaluation.latency import wait_for
 from pgprune_lightning.masking.token_loss import token_nll
 
 
@@ -32,28 +34,28 @@ class TorchModel:
             max_positions=getattr(config, "max_position_embeddings", None),
             vocabulary=config.vocab_size,
         )
-        self._cache: Any = None
-        self._next_B1: Tensor | None = None
 
     def token_nll(self, tokens_BT: Tensor) -> Tensor:
         """Score every token, (B, T), given those before it: nats, (B, T - 1), float32."""
         return token_nll(self.model, tokens_BT)
 
-    def prefill(self, tokens_BT: Tensor) -> None:
-        """Read prompts, (B, T), into a fresh cache; logits are computed of their last tokens."""
-        self._cache = None  # first, so that there is never more than one
-        self._step(tokens_BT)
-
-    def decode(self, num_tokens: int) -> None:
-        """Continue the prompts by so many tokens, the likeliest each time."""
-        assert self._next_B1 is not None, "there is nothing to continue: prefill first"
-        for _ in range(num_tokens):
-            self._step(self._next_B1)
-
     @torch.no_grad()
-    def _step(self, tokens_BT: Tensor) -> None:
-        output = self.model(
-            tokens_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        )
-        self._cache = output.past_key_values
-        self._next_B1 = output.logits[:, -1:].argmax(-1)
+    def timed_generation(self, prompts_BT: Tensor, num_tokens: int) -> tuple[float, float]:
+        """Seconds to read prompts, (B, T), and to continue each by so many tokens, greedily.
+
+        Of the prompts logits are computed for the last tokens alone, as it is served.
+        """
+        start = self._now()
+        next_B1, cache = self._step(prompts_BT, None)
+        middle = self._now()
+        for _ in range(num_tokens):
+            next_B1, cache = self._step(next_B1, cache)
+        return middle - start, self._now() - middle
+
+    def _step(self, tokens_BT: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        output = self.model(tokens_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1:].argmax(-1), output.past_key_values
+
+    def _now(self) -> float:
+        wait_for(self.device)
+        return perf_counter()

@@ -1,4 +1,4 @@
-"""Prefill and decode are those of greedy generation, for dense models and for cut ones."""
+"""What is timed is greedy generation with a cache, for dense models and for cut ones."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_decoding_continues_greedily(is_cut: bool) -> None:
     )
     for _ in range(2):  # a second prompt begins anew
         fed.clear()
-        evaluated.prefill(prompt_BT)
-        evaluated.decode(5)
+        seconds = evaluated.timed_generation(prompt_BT, 5)
+        assert min(seconds) > 0
         whole_BT = torch.cat(fed, dim=1)
         assert [tokens.shape[1] for tokens in fed] == [6, 1, 1, 1, 1, 1]
     handle.remove()

@@ -1,0 +1,46 @@
+"""Texts by the names that tables give them, and by their places."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from pgprune_lightning.data.text_source import TextSource, file_format
+
+PRESETS = {
+    "wikitext2": TextSource(
+        "Salesforce/wikitext",
+        name="wikitext-2-raw-v1",
+        split="test",
+        local_copy="${PGPRUNE_DATA}/wikitext2/wiki.test.raw",
+        label="WikiText-2 test",
+        join="blank_line",
+    ),
+    "c4": TextSource(
+        "allenai/c4",
+        data_files="en/c4-validation.00000-of-00008.json.gz",
+        split="validation",
+        label="C4 validation",
+    ),
+}
+"""Texts of the hub by a short name."""
+_NAMED = re.compile(r"([^=/:]+)=(.+)")
+
+
+def text_of(given: str) -> TextSource:
+    """Find how a text is read.
+
+    Args:
+        given: A name of `PRESETS`; a file, folder, glob, `package:DIST/FOLDER` or hub dataset, of
+            which the split `test` is read; or NAME=ONE_OF_THESE. A WikiText `.raw` file is read
+            whole, as the literature does; of others each document ends with the end token.
+    """
+    named = None if Path(given).exists() else _NAMED.fullmatch(given)
+    location = named[2] if named else given
+    source = PRESETS.get(location) or TextSource(
+        location,
+        split="test",
+        join="blank_line" if file_format(Path(location)) == "wikitext" else "end_token",
+    )
+    return replace(source, label=named[1]) if named else source
