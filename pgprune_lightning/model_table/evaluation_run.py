@@ -61,8 +61,12 @@ def prepare(rows: Sequence[Row], protocol: Protocol, loading: Loading) -> list[P
     """Read tokenizers and texts, before any weights.
 
     Raises:
-        UserError: If a model's configuration, a tokenizer or a text cannot be read.
+        UserError: If a model's configuration, a tokenizer or a text cannot be read, or llama.cpp
+            is asked for what it is not made to do here.
     """
+    batch_size = 1 if protocol.speed is None else protocol.speed.batch_size
+    if batch_size > 1 and any(row.kind == "llama.cpp" for row in rows):
+        raise UserError(f"--batch-size: llama.cpp reads one sequence here, given {batch_size}.")
     return [_prepared(row, protocol, loading) for row in rows]
 
 

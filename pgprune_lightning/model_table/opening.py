@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import Evaluated, TorchModel
 from pgprune_lightning.export import open_planned_model
+from pgprune_lightning.export.export_record import EXPORT_FILE
 from pgprune_lightning.masking.frozen_model import read_model_config, resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
+from pgprune_lightning.model_table.llama_cpp_row import LlamaCppRow
 from pgprune_lightning.model_table.row import Row, gguf_architecture
 from pgprune_lightning.slicing import cut_model
 
@@ -77,17 +81,29 @@ def tokenizer_of(row: Row, loading: Loading) -> PreTrainedTokenizerBase:
     Raises:
         UserError: If there is none.
     """
-    if row.kind == "llama.cpp" and loading.tokenizer is not None:
-        return load_tokenizer(loading.tokenizer)
-    try:
+    if row.kind != "llama.cpp":
         return load_tokenizer(row.source.given)
-    except UserError as error:
-        if row.kind != "llama.cpp":
-            raise
-        raise UserError(
-            f"transformers cannot read the tokenizer in {row.given!r}; name the dense model's "
-            "by --tokenizer."
-        ) from error
+    if loading.tokenizer is not None:
+        return load_tokenizer(loading.tokenizer)
+    for source in (row.source.given, _exported_from(row.file.parent)):
+        try:
+            if source is not None:
+                return load_tokenizer(source)
+        except UserError:  # transformers does not read every GGUF file
+            continue
+    raise UserError(
+        f"transformers cannot read the tokenizer in {row.given!r}; name the dense model's by "
+        "--tokenizer."
+    )
+
+
+def _exported_from(folder: Path) -> str | None:
+    """The dense model that an export was made of; None where the folder does not say."""
+    try:
+        record = json.loads((folder / EXPORT_FILE).read_bytes())
+        return str(record["plan"]["base_model"]["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def open_row(row: Row, loading: Loading) -> Opened:
@@ -99,7 +115,7 @@ def open_row(row: Row, loading: Loading) -> Opened:
         UserError: If it cannot be loaded, or is not the one that the plan was learned on.
     """
     if row.kind == "llama.cpp":
-        return Opened(_llama_cpp(row, loading), None)
+        return Opened(LlamaCppRow(row.file, loading.context_length), None)
     model = _cut(row, loading) if row.plan is not None else _whole(row, loading)
     return Opened(TorchModel(model), model)
 
@@ -118,7 +134,3 @@ def _cut(row: Row, loading: Loading) -> PreTrainedModel:
         base_model=row.source.given,
     )
     return cut_model(planned.model, planned.plan.space, planned.plan.mask_U)
-
-
-def _llama_cpp(row: Row, loading: Loading) -> Evaluated:
-    raise NotImplementedError

@@ -151,6 +151,24 @@ def test_agrees_with_a_comparison(
         assert found[name]["parameters"] == method["parameters"]
 
 
+def test_an_export_measures_as_the_plan_that_it_comes_from(
+    tiny_command: TinyCommand, tiny_texts: Path, tmp_path: Path, output: Path
+) -> None:
+    assert tiny_command("fit").status == 0
+    run, exported = str(tiny_command.run_dir), tmp_path / "exported"
+    to = ["--format", "hf", "--output", str(exported), "--dtype", "float32"]
+    assert main(["export", "--plan", run, *to]) == 0
+    models = ("--model", f"plan={run}", str(exported))
+    texts = ("--texts", str(tiny_texts / "test.txt"))
+    assert main(["evaluate", *models, *texts, *QUICK, *SPEED, "--output", str(output)]) == 0
+    found = _read(output)
+    assert [entry["kind"] for entry in found.values()] == ["plan", "exported"]
+    assert found["exported"]["perplexity"] == pytest.approx(found["plan"]["perplexity"], rel=1e-6)
+    assert found["exported"]["parameters"] == found["plan"]["parameters"]
+    weights = (exported / "model.safetensors").stat().st_size
+    assert found["exported"]["disk_bytes"] == weights
+
+
 def test_a_row_that_fails_leaves_the_others(
     tiny_model_folder: Path,
     tiny_texts: Path,
