@@ -14,12 +14,12 @@ from typing import BinaryIO, Literal
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export.export_record import EXPORT_FILE, weight_bytes
 from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
+from pgprune_lightning.model_table.naming import split_name
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan, find_plan
 
 RowKind = Literal["dense", "plan", "exported", "llama.cpp"]
 LLAMA_CPP = "llama.cpp:"
 """Before a GGUF file that llama.cpp runs in place of transformers."""
-_NAMED = re.compile(r"([^=/:]+)=(.+)")
 _ARCHITECTURE_KEY = b"general.architecture"
 _STRING = 8  # type of a value in a GGUF file
 
@@ -74,10 +74,9 @@ def find_rows(given: Sequence[str], base_model: str | None) -> list[Row]:
     """
     rows = []
     for text in given:
-        named = None if Path(text).exists() else _NAMED.fullmatch(text)
-        location = named[2] if named else text
+        name, location = split_name(text)
         try:
-            rows.append(_row(named[1] if named else _short_name(location), location, base_model))
+            rows.append(_row(name or _short_name(location), location, base_model))
         except UserError as error:
             raise UserError(f"--model {text}: {error}") from error
     names = [row.name for row in rows]

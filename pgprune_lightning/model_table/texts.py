@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from pgprune_lightning.data.text_source import TextSource, file_format
+from pgprune_lightning.model_table.naming import split_name
 
 PRESETS = {
     "wikitext2": TextSource(
@@ -25,7 +25,6 @@ PRESETS = {
     ),
 }
 """Texts of the hub by a short name."""
-_NAMED = re.compile(r"([^=/:]+)=(.+)")
 
 
 def text_of(given: str) -> TextSource:
@@ -36,11 +35,10 @@ def text_of(given: str) -> TextSource:
             which the split `test` is read; or NAME=ONE_OF_THESE. A WikiText `.raw` file is read
             whole, as the literature does; of others each document ends with the end token.
     """
-    named = None if Path(given).exists() else _NAMED.fullmatch(given)
-    location = named[2] if named else given
+    name, location = split_name(given)
     source = PRESETS.get(location) or TextSource(
         location,
         split="test",
         join="blank_line" if file_format(Path(location)) == "wikitext" else "end_token",
     )
-    return replace(source, label=named[1]) if named else source
+    return source if name is None else replace(source, label=name)
