@@ -7,6 +7,7 @@ import pytest
 
 from pgprune_lightning.errors import UserError
 from tests.documentation import (
+    ANNOUNCED,
     PAGES,
     ROOT,
     commands,
@@ -18,9 +19,6 @@ from tests.documentation import (
 FILE_OF_THE_CHECKOUT = re.compile(r"(?:^|=)((?:configs|results)/[\w./-]+\.\w+)$")
 PLACEHOLDERS = {"A.yaml", "RUN_DIR/config.yaml"}
 """Where a reader puts a recipe of their own."""
-
-ANNOUNCED = {"evaluate", "export", "finetune", "report"}
-"""Commands that the pages may name before they are there."""
 
 LINES = {
     " ".join(words): (page, words) for page in PAGES for words in program_lines(page.read_text())
