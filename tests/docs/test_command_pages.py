@@ -1,8 +1,11 @@
 """The page of a command and its `--help` name the same options."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from pgprune_lightning.cli import OWN_COMMANDS
 from tests.documentation import (
@@ -14,9 +17,11 @@ from tests.documentation import (
     name_of,
     options_in,
     options_of,
+    parser_of,
     takes,
 )
 
+ROW_WITH_DEFAULT = re.compile(r"^\| `(--[\w.-]+)` \| `([^`]+)` \|", re.MULTILINE)
 OWN_PAGES = {"fit": "fit", **{name: name for name in OWN_COMMANDS}}
 PAGE_OF = {**OWN_PAGES, "validate": "validate_test", "test": "validate_test"}
 
@@ -69,3 +74,29 @@ def test_options_named_with_their_command_exist(page: Path) -> None:
         if option != "--help" and not takes(span.split()[0], option)
     ]
     assert not unknown
+
+
+def in_yaml(default: Any) -> Any:
+    """A default as a configuration file says it: a class by its name alone."""
+    if isinstance(default, dict) and "class_path" in default:
+        return default["class_path"].rpartition(".")[2]
+    plain = getattr(default, "value", default)
+    return list(plain) if isinstance(plain, tuple) else plain
+
+
+@pytest.mark.parametrize("command", OWN_PAGES)
+def test_the_defaults_on_the_page_are_those_of_the_command(command: str) -> None:
+    """Those in code: prose, such as "the model's", says what happens where there is none."""
+    defaults = {
+        option: in_yaml(action.default)
+        for action in parser_of(command)._actions
+        for option in action.option_strings
+    }
+    on_page = ROW_WITH_DEFAULT.findall(page_of(command).read_text())
+    wrong = {
+        option: defaults[option]
+        for option, given in on_page
+        # YAML takes `off` for no.
+        if option in defaults and defaults[option] not in (yaml.safe_load(given), given)
+    }
+    assert not wrong, f"the defaults in docs/commands/{PAGE_OF[command]}.md are wrong: {wrong}"
