@@ -21,8 +21,8 @@ PAGES = sorted(
     ]
 )
 LIGHTNING_COMMANDS = ("fit", "validate", "test")
-ANNOUNCED = {"evaluate", "export", "finetune", "report"}
-"""Commands that the pages may name before they are there."""
+ANNOUNCED = {"evaluate", "finetune", "report", "gguf", "decilm"}
+"""Commands and export formats that the pages may name before they are there."""
 ANNOUNCED_PAGES = {COMMAND_PAGES / f"{name}.md" for name in ANNOUNCED} | {
     ROOT / "docs" / "wandb.md"
 }

@@ -45,3 +45,7 @@ def test_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, row in names["CONFIG"].items():
         monkeypatch.setitem(CONFIGS, name, row)
     run_tests(names)
+
+
+def test_the_export_format() -> None:
+    run_tests(run_blocks("export_format"))

@@ -76,27 +76,26 @@ def test_options_named_with_their_command_exist(page: Path) -> None:
     assert not unknown
 
 
-def in_yaml(default: Any) -> Any:
-    """A default as a configuration file says it: a class by its name alone."""
+def says(given: str, default: Any) -> bool:
+    """Whether what a page gives is a default: of a class its name, of a list words or YAML."""
     if isinstance(default, dict) and "class_path" in default:
-        return default["class_path"].rpartition(".")[2]
-    plain = getattr(default, "value", default)
-    return list(plain) if isinstance(plain, tuple) else plain
+        return bool(given == default["class_path"].rpartition(".")[2])
+    plain = list(default) if isinstance(default, tuple) else getattr(default, "value", default)
+    words = " ".join(map(str, plain)) if isinstance(plain, list) else str(plain)
+    return given == words or bool(yaml.safe_load(given) == plain)
 
 
 @pytest.mark.parametrize("command", OWN_PAGES)
 def test_the_defaults_on_the_page_are_those_of_the_command(command: str) -> None:
     """Those in code: prose, such as "the model's", says what happens where there is none."""
     defaults = {
-        option: in_yaml(action.default)
+        option: action.default
         for action in parser_of(command)._actions
         for option in action.option_strings
     }
-    on_page = ROW_WITH_DEFAULT.findall(page_of(command).read_text())
     wrong = {
         option: defaults[option]
-        for option, given in on_page
-        # YAML takes `off` for no.
-        if option in defaults and defaults[option] not in (yaml.safe_load(given), given)
+        for option, given in ROW_WITH_DEFAULT.findall(page_of(command).read_text())
+        if option in defaults and not says(given, defaults[option])
     }
     assert not wrong, f"the defaults in docs/commands/{PAGE_OF[command]}.md are wrong: {wrong}"
