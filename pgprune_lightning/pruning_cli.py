@@ -33,8 +33,9 @@ DESCRIPTION = (
     "Start with: pgprune fit --config configs/quickstart.yaml"
 )
 OTHER_COMMANDS = (
-    "Four more commands have options of their own (pgprune compare --help, pgprune bench --help): "
+    "Five more commands have options of their own (pgprune compare --help, pgprune bench --help): "
     "compare prunes one model by several methods and prints one table; bench times training steps; "
+    "report writes what runs have shown as one HTML page; "
     "study compares recipes at equal passes and back-propagation at equal time; variance measures "
     "how far gradient estimates scatter."
 )
