@@ -20,7 +20,7 @@ from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoint_file import read_policy
 from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
-from pgprune_lightning.training.loggers import WandbOptions, build_loggers
+from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
 from pgprune_lightning.training.resume import find_checkpoint
 from pgprune_lightning.training.run_folder import (
     ExistingRun,
@@ -112,6 +112,7 @@ class PruningCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.MaskCheckpoint, "mask_checkpoint")
         parser.add_lightning_class_args(callbacks.BaselineTracker, "baseline_tracker")
         parser.add_lightning_class_args(callbacks.SparsityTracker, "sparsity_tracker")
+        parser.add_lightning_class_args(callbacks.PolicyPictures, "policy_pictures")
         parser.add_lightning_class_args(callbacks.RankAgreement, "rank_agreement")
         parser.add_lightning_class_args(callbacks.TrainingProgress, "training_progress")
         parser.add_lightning_class_args(callbacks.OutcomeReport, "outcome_report")
@@ -228,7 +229,7 @@ def run_command(
     """
     _check_callbacks_package()
     quiet_libraries()
-    with exit_at_stop_signals():
+    with exit_at_stop_signals(), own_wandb_run():
         return cli_class(
             module_class,
             TokenBlocksDataModule,
