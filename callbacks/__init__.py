@@ -5,6 +5,7 @@ from callbacks.early_stop import EarlyStop
 from callbacks.mask_checkpoint import MaskCheckpoint
 from callbacks.outcome_report import OutcomeReport
 from callbacks.perplexity_validation import PerplexityValidation
+from callbacks.policy_pictures import PolicyPictures
 from callbacks.preemption import Preemption
 from callbacks.rank_agreement import RankAgreement
 from callbacks.run_checkpoint import RunCheckpoint
@@ -17,6 +18,7 @@ __all__ = [
     "MaskCheckpoint",
     "OutcomeReport",
     "PerplexityValidation",
+    "PolicyPictures",
     "Preemption",
     "RankAgreement",
     "RunCheckpoint",

@@ -1,4 +1,7 @@
-"""Logs how the policy gradient fares: loss, baseline, advantage, gradient, units at the bounds."""
+"""Logs how the policy gradient fares: loss, baseline, advantage, gradient, units at the bounds.
+
+Shapes: S samples, U units, N units of one kind.
+"""
 
 from typing import Any
 
@@ -8,6 +11,9 @@ from torch import Tensor
 from callbacks.logging import is_logging_step, log_metrics
 from pgprune_lightning.training import PolicyGradientPruning
 
+NEAR = 0.05
+"""Of the range between the bounds."""
+
 
 class BaselineTracker(Callback):
     """Logs the quantities of the gradient estimate every `trainer.log_every_n_steps` steps.
@@ -15,8 +21,10 @@ class BaselineTracker(Callback):
     `train/loss`, `train/baseline` and `train/advantage` (mean loss less baseline) are in nats per
     token and belong to the step's own masks; the baseline is the one that was subtracted.
     `train/loss_spread` is the standard deviation over the masks. `policy/share_at_bounds` is the
-    share of units whose keep-probability lies on a bound, `policy/expected_keep_ratio` the
-    expected kept share of the budgeted cost.
+    share of units whose keep-probability lies on a bound, `policy/near_lower/KIND` and
+    `policy/near_upper/KIND` the share of a kind's units in the lowest and the highest twentieth of
+    the range between the bounds, `policy/expected_keep_ratio` the expected kept share of the
+    budgeted cost.
     """
 
     def on_train_batch_end(
@@ -48,5 +56,19 @@ class BaselineTracker(Callback):
                 "policy/expected_keep_ratio": pl_module.feasible_set.expected_keep_ratio(
                     probabilities_U
                 ),
-            },
+            }
+            | _near_bounds(pl_module),
         )
+
+
+def _near_bounds(pl_module: PolicyGradientPruning) -> dict[str, float]:
+    """How many units of each kind are all but decided: most policies never reach a bound."""
+    lower, upper = pl_module.probability_bounds
+    margin = NEAR * (upper - lower)
+    probabilities_U = pl_module.policy.keep_probabilities.detach().cpu()
+    shares = {}
+    for kind in pl_module.space.kinds:
+        s_N = probabilities_U[pl_module.space.units_of(kind)]
+        shares[f"policy/near_lower/{kind}"] = float((s_N <= lower + margin).double().mean())
+        shares[f"policy/near_upper/{kind}"] = float((s_N >= upper - margin).double().mean())
+    return shares

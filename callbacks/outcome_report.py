@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from callbacks.outcome_table import print_outcome
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.evaluation import evaluate_perplexity, greedy_continuation, provenance
+from pgprune_lightning.evaluation.resources import peak_memory
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.training import PolicyGradientPruning
 
@@ -106,6 +107,7 @@ class OutcomeReport(Callback):
             "execution": pl_module.environment.execution,
             "provenance": provenance(pl_module.device),
             "seconds": round(time.monotonic() - self._start, 1),
+            "peak_memory_bytes": peak_memory(pl_module.device),
         }
 
     def _sample(

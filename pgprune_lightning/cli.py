@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgprune_lightning.commands import bench, compare, evaluate, export, finetune, study, variance
+from pgprune_lightning.commands import (
+    bench,
+    compare,
+    evaluate,
+    export,
+    finetune,
+    report,
+    study,
+    variance,
+)
 from pgprune_lightning.console import EXIT_USER_ERROR, print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.pruning_cli import run_command
@@ -17,6 +26,7 @@ OWN_COMMANDS = {
     "evaluate": evaluate.main,
     "export": export.main,
     "finetune": finetune.main,
+    "report": report.main,
     "study": study.main,
     "variance": variance.main,
 }

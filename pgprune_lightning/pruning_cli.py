@@ -20,7 +20,7 @@ from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoint_file import read_policy
 from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
-from pgprune_lightning.training.loggers import WandbOptions, build_loggers
+from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
 from pgprune_lightning.training.resume import find_checkpoint
 from pgprune_lightning.training.run_folder import (
     ExistingRun,
@@ -34,11 +34,13 @@ DESCRIPTION = (
 )
 OTHER_COMMANDS = (
     "More commands have options of their own (pgprune export --help, pgprune compare --help): "
+    "report writes what runs have shown as one HTML page; "
     "export writes a plan's model in a format that others load; "
-    "compare prunes one model by several methods and prints one table; bench times training steps; "
+    "finetune trains adapters on an exported model; "
     "evaluate measures dense, pruned and exported models alike; "
+    "compare prunes one model by several methods and prints one table; bench times training steps; "
     "study compares recipes at equal passes and back-propagation at equal time; variance measures "
-    "how far gradient estimates scatter; finetune trains adapters on an exported model."
+    "how far gradient estimates scatter."
 )
 
 TRAINER_DEFAULTS = {
@@ -113,6 +115,7 @@ class PruningCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.MaskCheckpoint, "mask_checkpoint")
         parser.add_lightning_class_args(callbacks.BaselineTracker, "baseline_tracker")
         parser.add_lightning_class_args(callbacks.SparsityTracker, "sparsity_tracker")
+        parser.add_lightning_class_args(callbacks.PolicyPictures, "policy_pictures")
         parser.add_lightning_class_args(callbacks.RankAgreement, "rank_agreement")
         parser.add_lightning_class_args(callbacks.TrainingProgress, "training_progress")
         parser.add_lightning_class_args(callbacks.OutcomeReport, "outcome_report")
@@ -232,7 +235,7 @@ def run_command(
     """
     _check_callbacks_package()
     quiet_libraries()
-    with exit_at_stop_signals():
+    with exit_at_stop_signals(), own_wandb_run():
         return cli_class(
             module_class,
             TokenBlocksDataModule,

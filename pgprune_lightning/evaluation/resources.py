@@ -69,6 +69,16 @@ def memory_in_use(device: torch.device) -> int | None:
     return _status_bytes("VmRSS")
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """Greatest memory until now: bytes on the device, or of the process; or None.
+
+    Since the process began, or since a `ResourceMeter` last started: nothing is reset by asking.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status_bytes("VmHWM")
+
+
 class _CudaPeak:
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -2,9 +2,12 @@
 
 # No `from __future__ import annotations`: the command line reads these types.
 import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -48,6 +51,35 @@ def build_loggers(run_dir: Path, wandb: WandbOptions) -> list[Logger]:
     if wandb.mode != "off":
         loggers.append(_wandb_logger(run_dir, wandb))
     return loggers
+
+
+@contextmanager
+def own_wandb_run() -> Iterator[None]:
+    """Close the W&B run that is opened inside; a run that was open before stays so.
+
+    W&B knows one run a process: whoever logs next would write into it.
+    """
+    before = _open_wandb_run()
+    try:
+        yield
+    except SystemExit as end:
+        _close_wandb_run(before, end.code if isinstance(end.code, int) else int(bool(end.code)))
+        raise
+    except BaseException:
+        _close_wandb_run(before, 1)
+        raise
+    _close_wandb_run(before, 0)
+
+
+def _open_wandb_run() -> Any:
+    # Not imported for this: a run without W&B starts without it.
+    return getattr(sys.modules.get("wandb"), "run", None)
+
+
+def _close_wandb_run(before: Any, status: int) -> None:
+    run = _open_wandb_run()
+    if run is not None and run is not before:
+        run.finish(exit_code=status)
 
 
 def _wandb_logger(run_dir: Path, options: WandbOptions) -> WandbLogger:

@@ -27,6 +27,11 @@ def test_the_logged_quantities_are_those_of_the_update(tiny_run: TinyRun) -> Non
         assert abs(float(row["train/advantage"]) - (loss - baseline)) < 1e-12
         at_bounds_U = (s_U <= 0.05) | (s_U >= 0.95)
         assert float(row["policy/share_at_bounds"]) == float(at_bounds_U.double().mean())
+        for kind in module.space.kinds:
+            s_N = s_U[module.space.units_of(kind)]  # bounds 0.05 and 0.95: a twentieth is 0.045
+            near_lower, near_upper = (s_N <= 0.095).double().mean(), (s_N >= 0.905).double().mean()
+            assert float(row[f"policy/near_lower/{kind}"]) == float(near_lower)
+            assert float(row[f"policy/near_upper/{kind}"]) == float(near_upper)
         expected = float(s_U.mean())
         assert abs(float(row["policy/expected_keep_ratio"]) - expected) < 1e-12
         baseline = 0.8 * baseline + 0.2 * loss

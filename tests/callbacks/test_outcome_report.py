@@ -48,6 +48,7 @@ def test_the_summary_holds_what_was_measured(
     assert summary["training_tokens"] == 4 * 2 * 2 * 16
     assert summary["provenance"]["torch"] == torch.__version__
     assert summary["seconds"] > 0
+    assert summary["peak_memory_bytes"] > summary["dense"]["parameters"]
 
     printed = capsys.readouterr().out
     assert f"{summary['learned']['perplexity']:,.1f}" in printed

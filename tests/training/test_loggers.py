@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pgprune_lightning.training.loggers import WandbOptions, build_loggers
+from pgprune_lightning.reporting.wandb_workspace import PANELS
+from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
 from tests.tiny_commands import TinyCommand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +85,29 @@ def test_an_offline_run_holds_metrics_and_config(tiny_command: TinyCommand) -> N
         by_layer = {f"sparsity/mlp_channel/layer_{layer:02d}" for layer in range(3)}
         assert names | by_layer <= metrics[step].keys()
     assert metrics.keys() == set(range(7))
+    pictures = _take_pictures(metrics)
     assert metrics == _metrics_of_csv(tiny_command.run_dir)
+    assert pictures.keys() == {0, 6}
+    for step in pictures:
+        assert pictures[step].keys() == {
+            f"pictures/{what}/{kind}"
+            for what in ("keep_probabilities", "sparsity_by_layer")
+            for kind in ("kv_group", "mlp_channel")
+        }
+        for picture in pictures[step].values():
+            assert picture["_type"] == "html-file"
+            assert "<svg" in (path.parent / "files" / picture["path"]).read_text()
+
+    names = {re.sub(r"layer_\d\d", "layer_NN", name) for name in metrics[0] | metrics[1]}
+    names = {re.sub("kv_group|mlp_channel", "KIND", name) for name in names | pictures[0].keys()}
+    page = (ROOT / "docs" / "wandb.md").read_text()
+    explained = set(re.findall(r"`([a-z]+/[^` ]+)`", page)) - {"trainer/global_step"}
+    assert names == explained, "docs/wandb.md says what every metric means"
+    drawn = {name for panels in PANELS.values() for panel in panels for name in panel.metrics}
+    assert drawn <= names
+    for panel in (panel for panels in PANELS.values() for panel in panels):
+        assert panel.pattern is None or any(re.match(panel.pattern, name) for name in names)
+        assert all(re.sub(r"[a-z_]+$", "KIND", name) in names for name in panel.pictures)
 
     config = _config(records)
     resolved = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
@@ -94,13 +118,75 @@ def test_an_offline_run_holds_metrics_and_config(tiny_command: TinyCommand) -> N
     }
 
 
-def _metrics_by_step(records: list[Any]) -> dict[int, dict[str, float]]:
+@pytest.mark.slow
+def test_runs_of_one_process_are_runs_of_their_own(tiny_command: TinyCommand) -> None:
+    for name in ("first", "second"):
+        folder = str(tiny_command.run_dir.with_name(name))
+        run = tiny_command("fit", "--run_dir", folder, "--wandb.mode", "offline")
+        assert run.status == 0, run.err
+    for name in ("first", "second"):
+        (path,) = tiny_command.run_dir.with_name(name).glob("wandb/offline-run-*/run-*.wandb")
+        records = read_wandb_records(path)
+        steps = [
+            json.loads(item.value_json)
+            for record in records
+            if record.HasField("history")
+            for item in record.history.item
+            if (item.key or item.nested_key[0]) == "trainer/global_step"
+        ]
+        assert steps == sorted(steps)
+        assert set(steps) == set(range(7))
+        assert _exit_statuses(records) == [0]
+
+
+@pytest.mark.parametrize(("end", "status"), [(ValueError("x"), 1), (SystemExit(75), 75)])
+def test_a_failed_run_is_closed_as_failed(tmp_path: Path, end: BaseException, status: int) -> None:
+    import wandb
+
+    def fail() -> None:
+        with own_wandb_run():
+            wandb.init(mode="offline", dir=tmp_path)
+            raise end
+
+    with pytest.raises(type(end)):
+        fail()
+    assert wandb.run is None
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert _exit_statuses(read_wandb_records(path)) == [status]
+
+
+def test_a_run_that_was_open_before_stays_open(tmp_path: Path) -> None:
+    import wandb
+
+    with wandb.init(mode="offline", dir=tmp_path) as outer:
+        with own_wandb_run():
+            assert wandb.run is outer
+        assert wandb.run is outer
+
+
+def _exit_statuses(records: list[Any]) -> list[int]:
+    return [record.exit.exit_code for record in records if record.HasField("exit")]
+
+
+def _take_pictures(metrics: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Pictures by step, removed from the metrics."""
+    pictures: dict[int, dict[str, Any]] = {}
+    for step, row in metrics.items():
+        for name in [name for name in row if name.startswith("pictures/")]:
+            pictures.setdefault(step, {})[name] = row.pop(name)
+    return pictures
+
+
+def _metrics_by_step(records: list[Any]) -> dict[int, dict[str, Any]]:
     """Metrics by the trainer's step, as charts against `trainer/global_step` show them."""
-    metrics: dict[int, dict[str, float]] = {}
+    metrics: dict[int, dict[str, Any]] = {}
     for record in records:
         if record.HasField("history"):
-            items = record.history.item
-            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                name, *inner = [item.key] if item.key else item.nested_key
+                value = json.loads(item.value_json)
+                row[name] = row.get(name, {}) | {inner[0]: value} if inner else value
             own = {name: value for name, value in row.items() if not name.startswith("_")}
             metrics.setdefault(int(own.pop("trainer/global_step")), {}).update(own)
     return metrics

@@ -1,0 +1,117 @@
+"""`report`: what runs have shown, as one page."""
+
+# No `from __future__ import annotations`: the command line reads these types.
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.commands.experiment_options import command_line
+from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
+from pgprune_lightning.credentials import without_secrets
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.reporting.included_files import read_included
+from pgprune_lightning.reporting.page import report_page
+from pgprune_lightning.reporting.run_record import check_run, distinct_names, read_run
+from pgprune_lightning.reporting.wandb_workspace import check_workspace, make_workspace
+
+DESCRIPTION = (
+    "Writes what runs have shown as one HTML file that needs no network: outcome, loss and "
+    "validation, keep-probabilities and sparsity by layer, time and memory, and several runs side "
+    "by side. Start with: pgprune report runs/quickstart --output report.html"
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows `report`.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        UserError: If there is no such run, or the page cannot be written.
+    """
+    quiet_libraries()
+    given = report_parser().parse_args(list(arguments))
+    folders = [Path(run) for run in given.runs]
+    _check(given, folders)
+    if folders:
+        _write_page(given, folders, command_line("report", arguments))
+    if given.wandb_workspace is not None:
+        print(f"Workspace: {make_workspace(given.wandb_workspace)}")
+    return 0
+
+
+def report_parser() -> OneLineErrorParser:
+    """The command's own options."""
+    parser = OneLineErrorParser(prog="pgprune report", description=DESCRIPTION)
+    add = parser.add_argument
+    add("runs", type=str, nargs="*", help="Folders that fit has written, finished or not.")
+    add("--output", type=str | None, default=None, help="The HTML file that is written.")
+    add(
+        "--existing",
+        type=Literal["stop", "replace"],
+        default="stop",
+        help="If the file is already there: stop with an error, or replace it.",
+    )
+    add(
+        "--title",
+        type=str | None,
+        default=None,
+        help="Title of the page; default: from the models of the runs.",
+    )
+    add(
+        "--include",
+        type=str,
+        nargs="+",
+        default=[],
+        help="JSON files of other commands to show besides: export.json, results of evaluate, "
+        "compare.json. Those in the folders of the runs are found without it.",
+    )
+    add(
+        "--wandb-workspace",
+        type=str | None,
+        default=None,
+        help="ENTITY/PROJECT on W&B in which to save a workspace with the panels of docs/wandb.md; "
+        "needs a login and the extra wandb, and no runs.",
+    )
+    return parser
+
+
+def _check(given: Any, folders: list[Path]) -> None:
+    """Refuse what is wrong before anything is read."""
+    if given.wandb_workspace is not None:
+        check_workspace(given.wandb_workspace)
+        if not folders:
+            return
+    if not folders:
+        raise UserError("report: give the folder of a run: pgprune report RUN --output FILE.html")
+    if given.output is None:
+        raise UserError("--output: is missing; give the HTML file that is to be written.")
+    for folder in folders:
+        check_run(folder)
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("report: a run is given twice; give each once.")
+    output = Path(given.output)
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--output: {output} cannot be written; give a file in a folder of yours.")
+    if output.exists() and given.existing == "stop":
+        raise UserError(f"--output: {output} exists; give another name, or --existing replace.")
+
+
+def _write_page(given: Any, folders: list[Path], command: str) -> None:
+    included = [read_included(Path(file)) for file in given.include]
+    names = distinct_names(folders)
+    records = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    title = given.title or f"Pruning report: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
+    page = report_page(records, included, title, without_secrets(command)).encode()
+    write_atomically(Path(given.output), page)
+    for record in records:
+        for sentence in record.missing:
+            print(f"{record.name}: {sentence}")
+    print(f"Written to {given.output} ({len(page) / 1000:,.0f} kB).")
