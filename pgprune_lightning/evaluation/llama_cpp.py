@@ -165,7 +165,7 @@ def _keep_messages() -> Any:
     """
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def keep(level: int, text: bytes, _: Any) -> None:
         del level
         _messages.append(text.decode(errors="replace"))
