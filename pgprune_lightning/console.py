@@ -22,6 +22,7 @@ ADVICE_THAT_DOES_NOT_HOLD = (
     ".*all_gather is deprecated.*",  # Lightning calls it
     ".*when logging on epoch level in distributed setting.*",  # we log what is of all ranks
     ".*args parameter is intended to run from within Python.*",
+    ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks for it
     ".*`srun` command is available on your system but is not used.*",
 )
 

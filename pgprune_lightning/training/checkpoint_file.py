@@ -36,12 +36,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint: there is no file {str(path)!r}. A run keeps its last checkpoint as "
             "RUN_DIR/checkpoints/last.ckpt."
         )
+    checkpoint = read_archive(path)
+    _check_content(checkpoint, path)
+    content: dict[str, Any] = checkpoint
+    return content
+
+
+def read_archive(path: Path) -> Any:
+    """Read what `torch.save` wrote: tensors and primitives only, every byte checked.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, on the CPU.
+
+    Raises:
+        UserError: If it cannot be read, or a byte of it has changed.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch does not look at the checksums it writes
         if damaged is not None:
             raise EOFError(f"checksum of {damaged}")
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (
         *(OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError),
         *(zipfile.BadZipFile, NotImplementedError, KeyError, IndexError),
@@ -50,9 +68,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint: {path} is damaged and cannot be read. Go on from another checkpoint of "
             f"the run, in {path.parent}, or start anew."
         ) from error
-    _check_content(checkpoint, path)
-    content: dict[str, Any] = checkpoint
-    return content
 
 
 def _check_content(checkpoint: Any, path: Path) -> None:
