@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgprune_lightning.commands import bench, compare, export, study, variance
+from pgprune_lightning.commands import bench, compare, export, finetune, study, variance
 from pgprune_lightning.console import EXIT_USER_ERROR, print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.pruning_cli import run_command
@@ -15,6 +15,7 @@ OWN_COMMANDS = {
     "bench": bench.main,
     "compare": compare.main,
     "export": export.main,
+    "finetune": finetune.main,
     "study": study.main,
     "variance": variance.main,
 }

@@ -37,7 +37,7 @@ OTHER_COMMANDS = (
     "export writes a plan's model in a format that others load; "
     "compare prunes one model by several methods and prints one table; bench times training steps; "
     "study compares recipes at equal passes and back-propagation at equal time; variance measures "
-    "how far gradient estimates scatter."
+    "how far gradient estimates scatter; finetune trains adapters on an exported model."
 )
 
 TRAINER_DEFAULTS = {

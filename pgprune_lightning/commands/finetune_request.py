@@ -1,0 +1,149 @@
+"""What `finetune` is asked for, checked before any weight is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from pgprune_lightning.commands.device_option import named_device
+from pgprune_lightning.data.token_blocks import TokenBlocks
+from pgprune_lightning.errors import UserError
+from pgprune_lightning.export.curve import CurveText, text_source
+from pgprune_lightning.finetuning import LoraOptions, check_finetuning, read_alpaca
+from pgprune_lightning.finetuning.adapter_checkpoints import first_difference
+from pgprune_lightning.finetuning.adapter_training import Example
+from pgprune_lightning.finetuning.exported_folder import (
+    dtype_of,
+    folder_digest,
+    read_exported_config,
+)
+from pgprune_lightning.finetuning.finetuning_run import Job
+from pgprune_lightning.finetuning.lora import check_target_modules, draw_examples
+from pgprune_lightning.finetuning.work_folder import check_output, finished_result
+from pgprune_lightning.masking.frozen_model import model_on_meta
+from pgprune_lightning.masking.tokenizer import load_tokenizer
+
+IDENTITY = ("dtype", "lora", "text", "model_digest", "examples_digest")
+"""What decides the numbers, by its names in `finetune.json`; the first difference is named."""
+
+
+def build_job(given: Any, command: str) -> Job | None:
+    """Turn options into a job.
+
+    Args:
+        given: The parsed options.
+        command: What a user types to run it again.
+
+    Returns:
+        The job; None if it is finished, and was asked to go on.
+
+    Raises:
+        UserError: If something is missing, out of range or in the way.
+    """
+    lora = LoraOptions(**{field.name: given[field.name] for field in fields(LoraOptions)})
+    exported, output = Path(given.model).expanduser(), Path(given.output).expanduser()
+    device = named_device(given.device)
+    check_finetuning(lora)
+    _check_numbers(given)
+    config = read_exported_config(exported)
+    check_output(output, exported, given.existing, given.resume)
+    _check_model(config, lora)
+    records = read_alpaca(given.records)
+    tokenizer = load_tokenizer(str(exported))
+    examples = draw_examples(tokenizer, records, lora)
+    blocks, text = _text(given, tokenizer)
+    dtype = dtype_of(config, given.dtype, device)
+    drawn = min(lora.num_records, len(records))
+    described = {
+        "model": str(exported),
+        "architecture": (config.architectures or [type(config).__name__])[0],
+        "dtype": str(dtype).removeprefix("torch."),
+        "records": {
+            "source": given.records,
+            "read": len(records),
+            "drawn": drawn,
+            "without_answer": drawn - len(examples),
+        },
+        "lora": asdict(lora),
+        "text": text,
+        "model_digest": folder_digest(exported),
+        "examples_digest": _digest(examples),
+    }
+    identity = {name: described[name] for name in IDENTITY}
+    if given.resume == "auto" and _is_finished(output, identity, given.existing):
+        return None
+    return Job(
+        exported=exported,
+        output=output,
+        lora=lora,
+        examples=examples,
+        text=blocks,
+        dtype=dtype,
+        device=device,
+        every=given.checkpoint_every,
+        resumes=given.resume == "auto",
+        identity=identity,
+        description=described,
+        command=command,
+    )
+
+
+def _is_finished(output: Path, identity: dict[str, Any], existing: str) -> bool:
+    earlier = finished_result(output)
+    if earlier is None:
+        return False
+    difference = first_difference({name: earlier.get(name) for name in IDENTITY}, identity)
+    if difference and existing == "stop":
+        raise UserError(
+            f"--output: {output} holds a model that was tuned otherwise ({difference}). Choose "
+            "another, or pass --existing replace."
+        )
+    return not difference
+
+
+def _check_numbers(given: Any) -> None:
+    lowest = {"checkpoint_every": 1, "block_length": 2, "tokens": given.block_length}
+    for name, minimum in lowest.items():
+        if given[name] is not None and given[name] < minimum:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option}: must be at least {minimum}, given {given[name]}.")
+
+
+def _check_model(config: PreTrainedConfig, lora: LoraOptions) -> None:
+    """Refuse records longer than the model takes, and each projection that it has not."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and lora.max_length > positions:
+        raise UserError(
+            f"--max-length: the model takes {positions} tokens at most, given {lora.max_length}."
+        )
+    model = model_on_meta(config)
+    for name in lora.target_modules:
+        check_target_modules(model, replace(lora, target_modules=[name]))
+
+
+def _text(
+    given: Any, tokenizer: PreTrainedTokenizerBase
+) -> tuple[TokenBlocks | None, dict[str, Any] | None]:
+    if given.text is None:
+        return None, None
+    length = given.block_length
+    text = CurveText(text_source(given.text), length, given.tokens, given.bos_per_block)
+    blocks = text.blocks(tokenizer)
+    assert blocks is not None, "a text that is named is not optional"
+    return blocks, {
+        "source": given.text,
+        "label": text.source.title,
+        "block_length": length,
+        "blocks": len(blocks),
+        "bos_per_block": given.bos_per_block,
+    }
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    return hashlib.sha256(json.dumps(examples).encode()).hexdigest()
