@@ -59,11 +59,11 @@ def _row(record: RunRecord) -> list[str]:
 
 
 def _lowest(records: Sequence[RunRecord]) -> list[int]:
-    """The run with the lowest perplexity of the learned mask, where they can be compared."""
+    """The runs with the lowest perplexity of the learned mask, where they can be compared."""
     values = [at(record.summary, "learned", "perplexity") for record in records]
     if _cautions(records) or not all(isinstance(value, float) for value in values):
         return []
-    return [values.index(min(values))]
+    return [number for number, value in enumerate(values) if value == min(values)]
 
 
 def _cautions(records: Sequence[RunRecord]) -> list[str]:

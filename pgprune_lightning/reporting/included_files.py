@@ -25,7 +25,13 @@ from pgprune_lightning.reporting.tables import details, facts, table
 EXPORT_FILE = "export.json"
 DEEPEST_EXPORT = 3
 MOST_ROWS = 200
-MOST_COLUMNS = 14
+MOST_COLUMNS = 12
+MOST_ITEMS = 10
+MEASURED = (
+    *("parameters", "disk_bytes", "perplexity", "zero_shot"),
+    *("speed.prefill_tokens", "speed.decode_tokens", "speed.peak_memory"),
+)
+"""Values of a model in a result of `evaluate` that are shown at once."""
 OWN_FILES = frozenset({"summary.json"})
 
 
@@ -89,6 +95,8 @@ def included_section(file: IncludedFile, heading: str) -> Markup:
     if "runtimes" in content and "format" in content:
         body = _export(content)
         title = f"Export: {content['format']}"
+    elif isinstance(content.get("models"), list) and "protocol" in content:
+        body, title = _evaluation(content), "Evaluation"
     elif isinstance(content.get("settings"), dict):
         body, title = _comparison(content), f"Comparison: {content.get('title', file.name)}"
     else:
@@ -124,6 +132,18 @@ def _against(name: str, content: dict[str, Any], said: Any) -> tuple[str, str]:
     return name, f"{said(count)}{share}"
 
 
+def _evaluation(content: dict[str, Any]) -> Markup:
+    """What was measured of each model; how, and of what, folded."""
+    measured = []
+    for model in content["models"]:
+        values = {"model": at(model, "model")}
+        for name, value in _leaves(model):
+            if name.startswith(MEASURED):
+                values[name.replace(".", ": ").replace("_", " ")] = value
+        measured.append(values)
+    return joined(_records(measured, transposed=True), details("Everything in it", _any(content)))
+
+
 def _comparison(content: dict[str, Any]) -> Markup:
     records = []
     for setting, cells in content["settings"].items():
@@ -147,11 +167,17 @@ def _any(content: dict[str, Any]) -> Markup:
     return joined(*tables, facts(pairs[:MOST_ROWS]) if pairs else None)
 
 
-def _records(records: list[dict[str, Any]]) -> Markup:
+def _records(records: list[dict[str, Any]], *, transposed: bool = False) -> Markup:
+    """A row a record; a column where few records, such as models, have many values."""
     flat = [dict(_leaves(record)) for record in records[:MOST_ROWS]]
-    names = list(dict.fromkeys(name for record in flat for name in record))[:MOST_COLUMNS]
-    rows = [[record.get(name) or NOTHING for name in names] for record in flat]
-    return table(names, rows) if names else joined()
+    names = list(dict.fromkeys(name for record in flat for name in record))[:MOST_ROWS]
+    columns = [[name, *(record.get(name) or NOTHING for record in flat)] for name in names]
+    if not columns:
+        return joined()
+    if transposed or len(flat) < MOST_COLUMNS < len(names):
+        return table(columns[0], columns[1:])
+    rows = list(zip(*columns[:MOST_COLUMNS], strict=True))
+    return table(rows[0], rows[1:])
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -159,6 +185,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for name, inner in value.items():
             yield from _leaves(inner, f"{prefix}.{name}" if prefix else str(name))
     elif isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        yield prefix, ", ".join(without_secrets(plain_text(item)) for item in value)
+        said = ", ".join(without_secrets(plain_text(item)) for item in value[:MOST_ITEMS])
+        yield prefix, f"{said}, …" if len(value) > MOST_ITEMS else said
     elif not isinstance(value, list):
         yield prefix, without_secrets(plain_text(value))

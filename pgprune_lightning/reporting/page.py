@@ -33,7 +33,10 @@ def report_page(
         element(
             "main",
             comparison_section(records) if len(records) > 1 else None,
-            *(run_section(record, number) for number, record in enumerate(records)),
+            *(
+                run_section(record, number, alone=len(records) == 1)
+                for number, record in enumerate(records)
+            ),
             _included(included),
         ),
         element("footer", _footer(command)),

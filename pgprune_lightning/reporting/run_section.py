@@ -23,12 +23,13 @@ from pgprune_lightning.reporting.sparsity_chart import sparsity_chart
 from pgprune_lightning.reporting.tables import details, facts, notes
 
 
-def run_section(record: RunRecord, number: int) -> Markup:
+def run_section(record: RunRecord, number: int, *, alone: bool) -> Markup:
     """Everything that is known of a run.
 
     Args:
         record: The run.
         number: Its place in the report, which links lead to.
+        alone: Whether there is no other run, and so room for the policies before and after.
     """
     more = more_curves(record)
     curves = element("div", *main_curves(record), class_="charts")
@@ -44,7 +45,7 @@ def run_section(record: RunRecord, number: int) -> Markup:
         element("h3", "Learning"),
         curves,
         details("More curves", element("div", *more, class_="charts")) if more else None,
-        _policy(record),
+        _policy(record, alone),
         _sample(record),
         element("h3", "What was run"),
         facts(_facts(record)),
@@ -83,7 +84,7 @@ def _protocol(record: RunRecord) -> Markup | None:
     return element("p", words, class_="soft")
 
 
-def _policy(record: RunRecord) -> Markup | None:
+def _policy(record: RunRecord, alone: bool) -> Markup | None:
     plan, initial = record.plan, record.plans.get("initial")
     if plan is None:
         return None
@@ -96,7 +97,7 @@ def _policy(record: RunRecord) -> Markup | None:
     parts.append(element("div", *maps, *bars, class_="charts"))
     for name, title in (("initial", "The untrained policy"), ("last", "The policy at the end")):
         other = record.plans.get(name)
-        if other is not None and other.step != plan.step:
+        if alone and other is not None and other.step != plan.step:
             drawn = [keep_probability_map(other, kind, brief=True) for kind in other.space.kinds]
             whole = f"{title}, step {other.step:,}"
             parts.append(details(whole, element("div", *drawn, class_="charts")))

@@ -50,7 +50,8 @@ figure p{margin:.2rem 0;color:var(--soft);font-size:.85rem}
 svg.chart{display:block;width:100%;max-width:560px;height:auto;margin:.3rem 0;
  print-color-adjust:exact;-webkit-print-color-adjust:exact}
 svg.chart text{font-size:11.5px;fill:var(--soft);font-family:inherit}
-svg.chart text.value{fill:var(--ink);font-weight:600}
+svg.chart text.value{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--paper);
+ stroke-width:4px;stroke-linejoin:round}
 .grid{stroke:var(--line);stroke-width:1}
 .axis{stroke:var(--soft);stroke-width:1}
 .trace{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}

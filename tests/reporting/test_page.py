@@ -144,6 +144,13 @@ def test_results_of_other_commands_are_shown(write_run: WriteRun) -> None:
     cells = {"learned": {"perplexity_128": 12.5}, "dense": {"perplexity_128": 3.25}}
     comparison = {"title": "Methods", "settings": {"0.7": {"methods": cells}}}
     text = Tags(page_of(folder, included=[IncludedFile("compare.json", comparison)])).text
+    row = '<tr><th scope="row">measure9.128</th><td class="number">9.5</td>'
+    measures = {f"measure{number}": {"128": number + 0.5} for number in range(20)}
+    evaluation = {"models": [{"model": name} | measures for name in ("dense", "pruned")]}
+    assert row in page_of(folder, included=[IncludedFile("e.json", evaluation)])
+    evaluation |= {"protocol": {}, "models": [{"model": "m", "perplexity": {"wiki at 128": 7.5}}]}
+    whole = Tags(page_of(folder, included=[IncludedFile("e.json", evaluation)])).text
+    assert "Evaluatione.jsonmodelmperplexity: wiki at 1287.5" in whole
     for said in (
         *("Export: gguf", "80.0 % of dense", "50.0 % of dense", "1.25e-05"),
         *("layer 3 has no attention", "evaluation.json", "0.625", "Comparison: Methods", "12.5"),
