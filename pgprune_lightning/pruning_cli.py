@@ -40,7 +40,7 @@ OTHER_COMMANDS = (
     "evaluate measures dense, pruned and exported models alike; "
     "compare prunes one model by several methods and prints one table; bench times training steps; "
     "study compares recipes at equal passes and back-propagation at equal time; variance measures "
-    "how far gradient estimates scatter; finetune trains adapters on an exported model."
+    "how far gradient estimates scatter."
 )
 
 TRAINER_DEFAULTS = {
