@@ -81,9 +81,8 @@ class Initialization:
             budget, as the authors' code does; otherwise the mean is about one half.
         constant: score_const: probability of the units that the metric keeps, in (0.5, 1].
         num_blocks: Calibration sequences that the metric is measured on.
-        refine_rounds: Rounds in which, after the metric, gate gradients are measured at the mask so
-            far and units change places where that lowers the loss to second order; with backward
-            passes, over all of num_blocks once.
+        refine_rounds: Steps that then move the importance along the gradients of gates at the mask
+            it leads to, with backward passes; they share out num_blocks.
         plan: Start from the probabilities of this pruning plan instead of a metric: a plan's
             folder, or a run's, whose best plan is taken.
         scores: Take the importance from this safetensors file instead of a metric: one tensor

@@ -1,8 +1,7 @@
-"""Ranking units again at the mask that a metric leads to, where gradients say what a swap changes.
+"""Moving an initial importance by gradients at the mask that it leads to.
 
 A metric speaks of the dense model. At a mask, the gradient of a gate says, to first order, what
-dropping a kept unit costs there and what bringing a dropped one back gains; its mean square over
-sequences stands for the curvature.
+dropping a kept unit costs there and what bringing a dropped one back gains.
 
 Shapes: U units, B sequences, T tokens, N sequences.
 """
@@ -10,7 +9,6 @@ Shapes: U units, B sequences, T tokens, N sequences.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,8 +20,10 @@ from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.policy import FeasibleSet, MaskSpace
 
-DAMPINGS = (1.5, 2.0, 3.0, 4.0, 6.0)
-"""Factors of the curvature that are tried; the greater, the fewer units change places."""
+STEPS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Step sizes that are tried, in standard deviations of the normalised importance."""
+MOMENTUM = 0.5
+"""Weight of earlier rounds in the moments of the gradients."""
 SEQUENCES_PER_ROUND = 4
 """At least; a quarter of a round's sequences judges what the others propose."""
 
@@ -61,11 +61,10 @@ def check_refined_kinds(space: MaskSpace) -> None:
 def refined(
     normalized_U: Tensor, inputs: MetricInputs, feasible_set: FeasibleSet, rounds: int
 ) -> Tensor:
-    """Let units change places where that lowers the loss to second order.
+    """Step along the gradients of the gates, in the importance that ranks the units.
 
-    Each round measures gates at the mask found so far and ranks all units by what they are worth
-    there. How far the model of second order is trusted, several dampings of its curvature, other
-    sequences decide by their loss under the mask that follows, beside the mask there is.
+    Each round measures gates at the mask found so far. How far to step, other sequences decide, by
+    their loss under the mask that follows; one of the choices is not to step.
 
     Args:
         normalized_U: The metric, normalised, (U,), float64.
@@ -74,66 +73,50 @@ def refined(
         rounds: How often.
 
     Returns:
-        The values of `normalized_U` in another order, (U,), float64, CPU; the deterministic mask
-        of their order is the best that was found.
+        The importance after the last round, (U,), float64, CPU.
 
     Raises:
         UserError: If a gradient is not finite.
 
-    Source: Hassibi and Stork 1993 and Kwon et al. 2022 for pruning to second order with Fisher
-        information; Levenberg 1944 and Marquardt 1963 for the damping.
-    Differs: Units come back as well as leave, and the curvature is the diagonal of the empirical
-        Fisher information of a token, that of a sequence times its tokens.
+    Source: Bengio et al. 2013 for the gradient of a mask taken for that of what it is cut from;
+        Kingma and Ba 2015 (Adam) for its scale.
+    Differs: Few steps of many sequences, and a line search by forward passes.
     """
     tokens_NT = torch.cat(list(inputs.batches()))
     batch_size = max(len(batch_BT) for batch_BT in inputs.calibration_batches())
-    costs_U = feasible_set.costs_U
-    ranking_U = normalized_U
-    squares = _RunningMean()
-    for part_NT in tokens_NT.tensor_split(rounds):
+    importance_U = normalized_U
+    mean_U, square_U = torch.zeros_like(normalized_U), torch.zeros_like(normalized_U)
+    for number, part_NT in enumerate(tokens_NT.tensor_split(rounds)):
         measured_NT, judging_NT = part_NT.tensor_split([len(part_NT) * 3 // 4])
-        mask_U = feasible_set.deterministic_mask(ranking_U)
-        gradient_U, square_U = _gate_moments(inputs, mask_U, measured_NT.split(batch_size))
-        curvature_U = squares.add(square_U) * (tokens_NT.shape[1] - 1)
-        rankings = [ranking_U] + [
-            unit_worth(gradient_U, damping * curvature_U, mask_U) / costs_U for damping in DAMPINGS
-        ]
+        mask_U = feasible_set.deterministic_mask(importance_U)
+        moments = _gate_moments(inputs, mask_U, measured_NT.split(batch_size))
+        weight = MOMENTUM if number else 0.0
+        mean_U, square_U = (
+            mean_U.lerp(moments[0], 1 - weight),
+            square_U.lerp(moments[1], 1 - weight),
+        )
+        direction_U = step_direction(mean_U, square_U)
+        choices = [importance_U, *(importance_U + step * direction_U for step in STEPS)]
         losses = [
-            _mean_loss(inputs, feasible_set.deterministic_mask(ranking), judging_NT, batch_size)
-            for ranking in rankings
+            _mean_loss(inputs, feasible_set.deterministic_mask(choice_U), judging_NT, batch_size)
+            for choice_U in choices
         ]
-        ranking_U = rankings[losses.index(min(losses))]
-    return _in_the_order_of(ranking_U, normalized_U)
+        importance_U = choices[losses.index(min(losses))]
+    return importance_U
 
 
-def unit_worth(gradient_U: Tensor, curvature_U: Tensor, mask_U: Tensor) -> Tensor:
-    """What having a unit is worth at a mask, to second order.
-
-    Of masks that differ from this one by swaps of units of equal cost, the top of this ranking has
-    the least `sum(gradient * d + curvature / 2 * d^2)`, d being the change of the mask.
+def step_direction(mean_U: Tensor, square_U: Tensor) -> Tensor:
+    """Against the gradient, each unit by how much the sequences agree on its sign.
 
     Args:
-        gradient_U: Of the loss by the units' gates, at the mask, (U,).
-        curvature_U: Of the loss, by each gate, (U,).
-        mask_U: The mask, (U,), bool.
+        mean_U: Mean of the gate gradients over sequences, (U,).
+        square_U: Mean of their squares, (U,).
 
     Returns:
-        Nats per token, (U,): what a kept unit's loss would cost, what a dropped one would gain.
+        In [-1, 1], (U,): 1 where every sequence would lose as much without the unit, 0 where its
+        gradients cancel or are zero.
     """
-    return -gradient_U + torch.where(mask_U, 0.5, -0.5) * curvature_U
-
-
-@dataclass
-class _RunningMean:
-    """The curvature changes little from mask to mask: all rounds' sequences speak for it."""
-
-    total_U: Tensor | float = 0.0
-    count: int = 0
-
-    def add(self, values_U: Tensor) -> Tensor:
-        self.total_U = self.total_U + values_U
-        self.count += 1
-        return self.total_U / self.count
+    return torch.where(square_U > 0, -mean_U / square_U.sqrt(), 0.0)
 
 
 def _gate_moments(
@@ -158,11 +141,3 @@ def _mean_loss(inputs: MetricInputs, mask_U: Tensor, tokens_NT: Tensor, batch_si
         ]
     total = sum(sums)
     return total if math.isfinite(total) else math.inf
-
-
-def _in_the_order_of(ranking_U: Tensor, values_U: Tensor) -> Tensor:
-    """The same values, the greatest where the ranking is greatest; equal ranks by flat index."""
-    ordered_U = torch.empty_like(values_U)
-    places = ranking_U.argsort(descending=True, stable=True)
-    ordered_U[places] = values_U.sort(descending=True).values
-    return ordered_U

@@ -1,4 +1,4 @@
-"""Swaps to second order: the best of all masks for the quadratic, a better mask for the model.
+"""Steps along gradients at a mask: the gradients, how far they go, and that the mask is better.
 
 Shapes: U units.
 """
@@ -6,7 +6,6 @@ Shapes: U units.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +16,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.initialization.gate_gradients import gradients_at
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.initialization.refinement import refined, unit_worth
+from pgprune_lightning.initialization.refinement import refined, step_direction
 from pgprune_lightning.masking import MultipliedExecution
 from pgprune_lightning.masking.gates import gated
 from pgprune_lightning.masking.token_loss import token_nll
@@ -31,22 +30,10 @@ TOKENS = random_tokens(rows=16)
 BOTH_KINDS = ["kv_group", "mlp_channel"]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_top_of_the_ranking_is_the_best_of_all_masks_for_the_quadratic(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    gradient_U = torch.randn(8, generator=generator)
-    curvature_U = torch.rand(8, generator=generator)
-    mask_U = torch.zeros(8)
-    mask_U[torch.randperm(8, generator=generator)[:5]] = 1
-
-    def change(kept: tuple[int, ...]) -> float:
-        other_U = torch.zeros(8)
-        other_U[list(kept)] = 1
-        d_U = other_U - mask_U
-        return float(gradient_U @ d_U + 0.5 * curvature_U @ d_U.square())
-
-    top = unit_worth(gradient_U, curvature_U, mask_U.bool()).topk(5).indices.tolist()
-    assert change(tuple(top)) == pytest.approx(min(map(change, combinations(range(8), 5))))
+def test_the_direction_is_how_far_sequences_agree() -> None:
+    gradients_BU = torch.tensor([[-2.0, 1.0, 3.0, 0.0], [-2.0, -1.0, 1.0, 0.0]])
+    direction_U = step_direction(gradients_BU.mean(0), gradients_BU.square().mean(0))
+    torch.testing.assert_close(direction_U, torch.tensor([1.0, 0.0, -2 / 5**0.5, 0.0]))
 
 
 def test_gradients_at_a_mask_are_those_of_finite_differences(
@@ -79,7 +66,6 @@ def test_the_mask_that_is_found_has_a_lower_loss(
     generator = torch.Generator().manual_seed(0)
     start_U = torch.randn(inputs.space.num_units, generator=generator, dtype=torch.float64)
     found_U = refined(start_U, inputs, feasible_set, rounds=2)
-    assert torch.equal(found_U.sort().values, start_U.sort().values)
     execution = MultipliedExecution(inputs.model, inputs.space)
 
     def loss(ranking_U: Tensor) -> float:
