@@ -138,6 +138,16 @@ def family_of(config: PreTrainedConfig) -> DecoderFamily:
     )
 
 
+def layout_of(model_type: str) -> DecoderFamily | None:
+    """The family whose layout a model has, which need not be one that can be pruned (again).
+
+    Args:
+        model_type: The configuration's; that of a pruned model is its family's behind `pruned_`.
+    """
+    name = model_type.removeprefix("pruned_")
+    return next((family for family in FAMILIES if name in family.model_types), None)
+
+
 def _refuse_norms_in_the_stream(family: DecoderFamily, config: PreTrainedConfig) -> None:
     if family.norms_in_front and not getattr(config, family.norms_in_front):
         raise UserError(
@@ -156,7 +166,8 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     """The model without its vocabulary projection: embeddings, `layers`, and a last norm."""
     base = getattr(model, model.base_model_prefix)
     assert isinstance(base, nn.Module)
-    return base.get_submodule(family_of(model.config).decoder)
+    layout = layout_of(model.config.model_type)
+    return base if layout is None else base.get_submodule(layout.decoder)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[DecoderLayer]:

@@ -134,7 +134,7 @@ def load_frozen_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,
-            attn_implementation=supported_attention(load_model_config(source), attention),
+            attn_implementation=supported_attention(read_model_config(source), attention),
             output_loading_info=True,
             **arguments,
         )

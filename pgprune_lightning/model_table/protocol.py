@@ -9,11 +9,10 @@ from typing import Any, Literal
 from pgprune_lightning.data.text_source import TextSource
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import ZeroShotTask, check_zero_shot_tasks
+from pgprune_lightning.masking.decoder_family import layout_of
 from pgprune_lightning.masking.token_loss import TOKENS_PER_CHUNK
 
 BosPerBlock = Literal["auto", "always", "never"]
-BOS_FAMILIES = ("gemma",)
-"""How the `model_type` begins of families that read no text well without a BOS token."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ class TextProtocol:
     def has_bos(self, model_type: str) -> bool:
         """Whether a model of this type reads blocks that begin with BOS."""
         if self.bos_per_block == "auto":
-            return model_type.removeprefix("pruned_").startswith(BOS_FAMILIES)
+            layout = layout_of(model_type)
+            return layout is not None and layout.needs_bos
         return self.bos_per_block == "always"
 
 
