@@ -63,7 +63,7 @@ class Benchmark:
         }
 
     def at(self, keep_ratio: float) -> dict[str, Any]:
-        """Time the steps at a keep ratio; see the README for the keys."""
+        """Time the steps at a keep ratio; see docs/commands/bench.md for the keys."""
         feasible_set = self._workload.feasible_set(self._space, keep_ratio)
         start_U = torch.full((self._space.num_units,), keep_ratio, dtype=torch.float64)
         start_U = feasible_set.project(start_U.to(self._device))

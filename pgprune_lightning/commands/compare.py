@@ -46,7 +46,8 @@ def compare_parser() -> OneLineErrorParser:
         "--config",
         type=str,
         required=True,
-        help="Experiment file: methods, settings and seeds over a recipe of fit (README).",
+        help="Experiment file: methods, settings and seeds over a recipe of fit "
+        "(docs/commands/compare.md).",
     )
     parser.add_argument(
         "--output",
