@@ -17,7 +17,7 @@ from tests.documentation import (
     program_lines,
 )
 
-FILE_OF_THE_CHECKOUT = re.compile(r"(?:^|=)((?:configs|results)/[\w./-]+\.\w+)$")
+FILE_OF_THE_CHECKOUT = re.compile(r"(?:^|=)(configs/[\w./-]+\.\w+)$")
 PLACEHOLDERS = {"A.yaml", "RUN_DIR/config.yaml"}
 """Where a reader puts a recipe of their own."""
 
@@ -53,13 +53,7 @@ def test_the_program_takes_it(
 
 @pytest.mark.parametrize("line", LINES)
 def test_its_files_exist(line: str) -> None:
-    page, (command, *words) = LINES[line]
-    outputs = ("--output", "--picture")
-    inputs = [
-        word
-        for before, word in zip([command, *words], words, strict=False)
-        if before not in outputs
-    ]
-    named = [found[1] for found in map(FILE_OF_THE_CHECKOUT.search, inputs) if found]
+    page, words = LINES[line]
+    named = [found[1] for found in map(FILE_OF_THE_CHECKOUT.search, words) if found]
     missing = [file for file in named if not (ROOT / file).is_file()]
     assert not missing, f"{name_of(page)}: {line}"
