@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pgprune_lightning.export.export_format import ExportFormat
+from pgprune_lightning.export.gguf import Gguf
 from pgprune_lightning.export.hf import HuggingFace
 from pgprune_lightning.export.padded import Padded
 from pgprune_lightning.export.plan_only import PlanOnly
@@ -10,5 +11,5 @@ from pgprune_lightning.export.uniform import Uniform
 
 FORMATS: dict[str, ExportFormat] = {
     export_format.name: export_format
-    for export_format in (HuggingFace(), Uniform(), Padded(), PlanOnly())
+    for export_format in (HuggingFace(), Uniform(), Padded(), PlanOnly(), Gguf())
 }
