@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pgprune_lightning.export.decilm import DeciLM
 from pgprune_lightning.export.export_format import ExportFormat
 from pgprune_lightning.export.gguf import Gguf
 from pgprune_lightning.export.hf import HuggingFace
@@ -11,5 +12,5 @@ from pgprune_lightning.export.uniform import Uniform
 
 FORMATS: dict[str, ExportFormat] = {
     export_format.name: export_format
-    for export_format in (HuggingFace(), Uniform(), Padded(), PlanOnly(), Gguf())
+    for export_format in (HuggingFace(), Uniform(), Padded(), PlanOnly(), Gguf(), DeciLM())
 }

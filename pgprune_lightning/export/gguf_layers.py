@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import backbone_of
-from pgprune_lightning.slicing.cut import NoAttention, NoMlp
 
 _ATTENTION = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
 _HEAD_NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
@@ -100,7 +99,8 @@ def layer_tensors(
 
 def _measured(module: nn.Module, head_dim: int) -> GgufLayer:
     attention, mlp = module.get_submodule("self_attn"), module.get_submodule("mlp")
-    has_attention, has_mlp = not isinstance(attention, NoAttention), not isinstance(mlp, NoMlp)
+    # What stands for a cut sub-layer has no projections, of whichever class it is.
+    has_attention, has_mlp = hasattr(attention, "k_proj"), hasattr(mlp, "up_proj")
     return GgufLayer(
         module=module,
         query_heads=_rows(attention, "q_proj") // head_dim if has_attention else 0,
@@ -117,7 +117,7 @@ def _attention_tensors(
     layer: GgufLayer, hidden_size: int, head_dim: int, interleaved: bool
 ) -> Iterator[tuple[str, Tensor]]:
     attention = None if layer.module is None else layer.module.get_submodule("self_attn")
-    if attention is None or isinstance(attention, NoAttention):
+    if attention is None or not hasattr(attention, "k_proj"):
         yield "attn_norm.weight", torch.ones(hidden_size)
         for name in ("attn_q", "attn_k", "attn_v"):
             yield f"{name}.weight", torch.zeros(head_dim, hidden_size)
@@ -132,7 +132,7 @@ def _attention_tensors(
 
 def _mlp_tensors(layer: GgufLayer, hidden_size: int) -> Iterator[tuple[str, Tensor]]:
     mlp = None if layer.module is None else layer.module.get_submodule("mlp")
-    if mlp is None or isinstance(mlp, NoMlp):
+    if mlp is None or not hasattr(mlp, "up_proj"):
         yield "ffn_norm.weight", torch.ones(hidden_size)
         for name in ("ffn_gate", "ffn_up"):
             yield f"{name}.weight", torch.zeros(layer.channels, hidden_size)
