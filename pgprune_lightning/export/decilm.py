@@ -61,7 +61,12 @@ class DeciLM(ExportFormat):
 
     def reload(self, folder: Path, pruned: PrunedModel, device: torch.device) -> Logits:
         """What vLLM computes of the folder, computed here as it does."""
-        return DeciReader(folder, device).logits
+        return DeciReader(folder, device, pruned.dense.dtype).logits
+
+    def parameters(self, pruned: PrunedModel) -> int:
+        """With the heads of zeros that fill up every layer."""
+        layout = decilm_layout(pruned.dense.config, pruned.widths)
+        return sum(values.numel() for _, values in _tensors(pruned, layout))
 
 
 def _described(pruned: PrunedModel, layout: DeciLayout) -> DeciLMConfig:
@@ -120,8 +125,9 @@ def _tensors(pruned: PrunedModel, layout: DeciLayout) -> Iterator[tuple[str, Ten
             shape = (groups, layer.kv_heads, layout.query_heads // layer.kv_heads, head_dim)
             tensors |= dict(_attention(module, *shape))
         if layer.channels and module is not None:
-            tensors |= {f"mlp.{name}": value for name, value in module.mlp.named_parameters()}
-            tensors |= {"post_attention_layernorm.weight": module.post_attention_layernorm.weight}
+            for part in ("mlp", "post_attention_layernorm"):
+                values = module.get_submodule(part).named_parameters()
+                tensors |= {f"{part}.{name}": value for name, value in values}
         for name, value in tensors.items():
             yield f"model.layers.{index}.{name}", value
 

@@ -82,7 +82,7 @@ def decilm_layout(config: PreTrainedConfig, widths: Sequence[LayerWidths]) -> De
     """
     all_groups = config.num_key_value_heads or config.num_attention_heads
     heads_a_group = config.num_attention_heads // all_groups
-    kept = [
+    kept: list[tuple[int | None, int, int]] = [
         (place, layer.kv_groups, layer.mlp_channels)
         for place, layer in enumerate(widths)
         if layer.kv_groups or layer.mlp_channels

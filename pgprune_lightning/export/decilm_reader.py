@@ -26,13 +26,15 @@ class DeciReader:
     Args:
         folder: With `config.json` and safetensors.
         device: Where to compute.
+        dtype: What to compute in.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self._config = DeciLMConfig.from_pretrained(folder)
         self._tensors: dict[str, Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            self._tensors |= load_file(file, device=str(device))
+            loaded = load_file(file, device=str(device))
+            self._tensors |= {name: values.to(dtype) for name, values in loaded.items()}
         self._device = device
 
     @torch.no_grad()

@@ -54,9 +54,7 @@ def write_export(
         "max_logit_difference_of_cut": check.cut,
         "largest_logit": check.largest_logit,
         "checked_in": _name(check.dtype),
-        "runtimes": runtime_verdicts(
-            pruned.widths, pruned.dense.config.model_type, export_format.name
-        ),
+        "runtimes": runtime_verdicts(pruned, export_format.name),
         **_describe(pruned, export_format, options),
     }
     write_record(folder, record)

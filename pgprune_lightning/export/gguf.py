@@ -15,13 +15,16 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation.llama_cpp import LlamaCppModel, has_llama_cpp
 from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, Logits, PrunedModel
 from pgprune_lightning.export.gguf_architecture import llama_cpp_obstacle
-from pgprune_lightning.export.gguf_file import stored_bytes, write_gguf
+from pgprune_lightning.export.gguf_file import num_parameters, stored_bytes, write_gguf
 from pgprune_lightning.export.widths import LayerWidths
 
 FILE_NAME = "model.gguf"
 
-_ROUNDING = {"f32": 1e-4, "f16": 1e-2, "q8_0": 0.15}
-"""How far logits may differ, as a share of the largest: llama.cpp rounds activations as weights."""
+_ROUNDING = {"f32": 1e-4, "f16": 0.03, "q8_0": 0.3}
+"""How far logits may differ, as a share of the largest: llama.cpp rounds activations as weights.
+
+SmolLM2-135M at a keep ratio of 0.7 differs by 3e-6, 0.006 and 0.08 on random tokens.
+"""
 
 
 class Gguf(ExportFormat):
@@ -39,10 +42,6 @@ class Gguf(ExportFormat):
                 f"export: llama.cpp cannot run this model: {obstacle}. Export --format uniform, "
                 "padded or hf instead."
             )
-
-    def weights_dtype(self, options: ExportOptions) -> torch.dtype:
-        """Float32: the file rounds to a type of its own, and should round once."""
-        return torch.float32
 
     def write(self, pruned: PrunedModel, folder: Path, options: ExportOptions) -> None:
         """Write the file, with the tokenizer of the file that the base model came from, if any."""
@@ -73,6 +72,10 @@ class Gguf(ExportFormat):
     def tolerance(self, options: ExportOptions) -> float:
         """That of the types in the file."""
         return _ROUNDING[options.quantization]
+
+    def parameters(self, pruned: PrunedModel) -> int:
+        """With the sub-layers of zeros that llama.cpp needs."""
+        return num_parameters(pruned.cut)
 
     def dense_bytes(self, pruned: PrunedModel, options: ExportOptions) -> int:
         """What the tensors of the dense model take in the same types."""

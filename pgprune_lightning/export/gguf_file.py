@@ -93,6 +93,11 @@ def write_gguf(
         writer.close()
 
 
+def num_parameters(model: PreTrainedModel) -> int:
+    """Parameters of the file of a cut model, without the zeros that fill up packed rows."""
+    return sum(values.numel() for _, values in _tensors(model, gguf_layers(model, 1)))
+
+
 def stored_bytes(shape: Sequence[int], quantization: Quantization) -> int:
     """What a tensor of a shape takes in a file."""
     return math.prod(quant_shape_to_byte_shape(shape, _stored_type(shape, _TYPES[quantization][0])))
