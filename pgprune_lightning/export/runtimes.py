@@ -118,11 +118,11 @@ def _verdict(
 ) -> Verdict:
     config = pruned.dense.config
     if format_name not in rules:
-        name, rule = next(iter(rules.items()))
-        obstacle = rule(config, pruned.widths)
         others = f"it reads {', '.join(rules)}, not {format_name}"
-        if obstacle is None:
-            return Verdict(False, f"{others}; --format {name} would do")
+        for name, rule in rules.items():
+            obstacle = rule(config, pruned.widths)
+            if obstacle is None:
+                return Verdict(False, f"{others}; --format {name} would do")
         return Verdict(False, f"{others}, and as {name} {obstacle}{masks.advice(rule)}")
     obstacle = rules[format_name](config, pruned.widths)
     if obstacle is None:

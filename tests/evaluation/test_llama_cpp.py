@@ -61,10 +61,14 @@ def test_writing_takes_longer_the_more_is_written(stories_gguf: Path) -> None:
 
 
 @needs_llama_cpp
-def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(UserError, match=r"llama\.cpp cannot load .*model\.gguf"):
+    with pytest.raises(UserError, match=r"llama\.cpp cannot load .*model\.gguf: .*error") as raised:
         LlamaCppModel(tmp_path / "model.gguf", context_length=8)
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,12 @@ def test_another_format_is_named_where_it_would_do(pruned_by: Callable[..., Prun
     assert reasons["llama.cpp"] == "it reads gguf, not hf; --format gguf would do"
     assert "layers 0 and " in reasons["transformers"]
     assert "no keep ratio below 1 would do, --format uniform may" in reasons["transformers"]
-    other = runtime_verdicts(pruned_by("qwen3", ["layer"], 0.7), "plan")
-    assert "'qwen3'" not in other["transformers"]["reason"]
+    other = runtime_verdicts(pruned_by("llama_gqa", ["mlp_channel"], 0.7), "gguf")
+    assert other["transformers"]["reason"].endswith("not gguf; --format uniform would do")
+    refused = runtime_verdicts(pruned_by("mistral_sliding", ["layer"], 0.7), "plan")
+    assert refused["llama.cpp"]["reason"].startswith(
+        "it reads gguf, not plan, and as gguf its graph"
+    )
 
 
 def test_the_nearest_keep_ratio_is_named(pruned_by: Callable[..., PrunedModel]) -> None:
