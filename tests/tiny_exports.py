@@ -41,12 +41,14 @@ def make_plan(
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """One word a token, as many as the tiny models know."""
-    from tokenizers import Tokenizer, models
+    """Byte-level BPE, which llama.cpp knows, with as many tokens as the tiny models."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<unk>": 0, "</s>": 1} | {f"w{number}": number + 2 for number in range(95)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokens = ["<unk>", "</s>", "a", "b", "ab", *(f"w{number}" for number in range(92))]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocabulary, [("a", "b")], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<unk>",

@@ -45,14 +45,16 @@ class Gguf(ExportFormat):
 
     def write(self, pruned: PrunedModel, folder: Path, options: ExportOptions) -> None:
         """Write the file, with the tokenizer of the file that the base model came from, if any."""
-        planned = pruned.planned
-        original = planned.source.gguf_file
+        source = pruned.planned.source
+        original = None
+        if source is not None and source.gguf_file is not None:
+            original = Path(source.location) / source.gguf_file
         write_gguf(
             pruned.cut,
             folder / FILE_NAME,
             options.quantization,
-            tokenizer=planned.tokenizer,
-            vocabulary_file=None if original is None else Path(planned.source.location) / original,
+            tokenizer=pruned.planned.tokenizer,
+            vocabulary_file=original,
         )
 
     def reload(self, folder: Path, pruned: PrunedModel, device: torch.device) -> Logits | None:

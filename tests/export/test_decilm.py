@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +21,8 @@ from transformers import PreTrainedModel
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export.decilm import DeciLM
 from pgprune_lightning.export.export_format import ExportOptions, PrunedModel
-from pgprune_lightning.export.planned_model import PlannedModel
-from pgprune_lightning.export.widths import layer_widths
 from pgprune_lightning.masking import mask_space_of
+from tests.tiny_exports import prune
 from tests.tiny_models import masks_of, random_tokens
 
 CPU = torch.device("cpu")
@@ -40,16 +38,8 @@ LLAMA_3 = {
 
 
 def pruned_by(model: PreTrainedModel, mask_U: Tensor, **units: Any) -> PrunedModel:
-    """A model with a mask, as far as the format looks at it."""
-    space = mask_space_of(model, **units)
-    tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
-    planned: Any = PlannedModel(
-        SimpleNamespace(space=space),  # type: ignore[arg-type]
-        model,
-        tokenizer,  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-    )
-    return PrunedModel(planned, mask_U, layer_widths(model.config, space, mask_U), 0.5)
+    """A model with a mask over units of some kinds."""
+    return prune(model, mask_space_of(model, **units), mask_U)
 
 
 @torch.no_grad()
