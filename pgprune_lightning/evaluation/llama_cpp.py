@@ -165,10 +165,10 @@ def _keep_messages() -> Any:
     """
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
     def keep(level: int, text: bytes, _: Any) -> None:
         del level
         _messages.append(text.decode(errors="replace"))
 
-    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
-    return keep
+    callback = llama_cpp.llama_log_callback(keep)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback

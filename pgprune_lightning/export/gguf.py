@@ -46,9 +46,8 @@ class Gguf(ExportFormat):
     def write(self, pruned: PrunedModel, folder: Path, options: ExportOptions) -> None:
         """Write the file, with the tokenizer of the file that the base model came from, if any."""
         source = pruned.planned.source
-        original = None
-        if source is not None and source.gguf_file is not None:
-            original = Path(source.location) / source.gguf_file
+        is_gguf = source.gguf_file is not None
+        original = Path(source.location) / str(source.gguf_file) if is_gguf else None
         write_gguf(
             pruned.cut,
             folder / FILE_NAME,

@@ -24,13 +24,13 @@ class PlannedModel:
         plan: The plan.
         model: The dense model, whose weights are those that the plan was learned on.
         tokenizer: The model's.
-        source: Where the model was read from; None where it was made in memory.
+        source: Where both were read from.
     """
 
     plan: PruningPlan
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    source: ModelSource | None = None
+    source: ModelSource
 
 
 def open_planned_model(

@@ -65,7 +65,7 @@ def test_zeros_stand_for_what_was_dropped(
         assert dropped - norms <= zeros <= dropped, name
 
 
-@pytest.mark.parametrize("name", ["hf", "uniform", "padded", "plan"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_record_says_what_was_written(name: str, tmp_path: Path) -> None:
     model = make_tiny_model("llama_gqa")
     pruned = prune(model, mask_space_of(model, ["layer"]), torch.tensor([True, False, True]))

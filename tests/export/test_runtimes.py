@@ -46,7 +46,7 @@ def pruned_by(tiny_model: Callable[..., PreTrainedModel]) -> Callable[..., Prune
         budget = {"keep_ratio": keep_ratio, "scope": "per_kind", "protected_layers": []}
         base_model = BaseModel("nowhere", model.config.model_type, "0", 1)
         plan = PruningPlan(base_model, space, s_U, mask_U, budget, step=1)
-        planned = PlannedModel(plan, model, None)  # type: ignore[arg-type]
+        planned = PlannedModel(plan, model, None, None)  # type: ignore[arg-type]
         widths = layer_widths(model.config, space, mask_U)
         return PrunedModel(planned, mask_U, widths, keep_ratio)
 
