@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import weakref
 from collections import deque
 from pathlib import Path
 from time import perf_counter
@@ -82,10 +83,9 @@ class LlamaCppModel:
             reason = " ".join((said or [str(error)])[-1].split()).rstrip(".")
             raise UserError(f"model: llama.cpp cannot load {file}: {reason}.") from error
         self.context_length = context_length
-
-    def close(self) -> None:
-        """Free the weights."""
-        self._model.close()
+        # Also when the program ends: then the library has gone before what it would free.
+        self.close = weakref.finalize(self, self._model.close)
+        """Frees the weights; a second time, and at the program's end, it does no harm."""
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """The logits of every token.
