@@ -52,6 +52,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layer_types": _LAYER_TYPES,
     },
     "qwen3": {"model_type": "qwen3", "head_dim": 12, "attention_bias": True},
+    "gemma": {"model_type": "gemma", "head_dim": 12, "tie_word_embeddings": True},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 12,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": NUM_TOKENS // 3,
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": 2.0,
+    },
+    "phi3": {"model_type": "phi3"},
+    "phi3_sliding": {
+        "model_type": "phi3",
+        "num_key_value_heads": 4,
+        "sliding_window": NUM_TOKENS // 3,
+    },
 }
 """One row a layout: what differs from the common sizes."""
 
@@ -78,16 +93,19 @@ def make_tiny_model(
     # Not at the top: pytest reads this file before the environment says that we are offline.
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from pgprune_lightning.masking.decoder_family import supported_attention
     from pgprune_lightning.masking.frozen_model import freeze
 
     options = _COMMON | CONFIGS[name] | overrides
     config = AutoConfig.for_model(**options)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation=supported_attention(config, attention)
+    )
     generator = torch.Generator().manual_seed(seed)
     for parameter_name, parameter in model.named_parameters():
         noise = 0.15 * torch.randn(parameter.shape, generator=generator)
-        is_norm = "norm" in parameter_name
-        parameter.data.copy_(1 + noise if is_norm else noise)
+        is_norm = "norm" in parameter_name  # which start where they change nothing, at 1 or 0
+        parameter.data.copy_(parameter + noise if is_norm else noise)
     return freeze(model)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.benchmark.timing import wait_for
 from pgprune_lightning.benchmark.workload import Workload
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.policy import MaskSpace, UnitKind
 
 SQUARE = {"cpu": 2048, "cuda": 8192}
@@ -52,7 +52,9 @@ def kept_projection_parameters(
     shares = space.keep_ratio_by_layer(probabilities_U)
     total = 0.0
     for layer in decoder_layers(model):
-        for weights, kinds in ((_attention(layer), _OF_ATTENTION), (_mlp(layer), _OF_MLP)):
+        for part, kinds in ((layer.attention, _OF_ATTENTION), (layer.mlp, _OF_MLP)):
+            weights = sum(projection.linear.weight.numel() for projection in part.inputs)
+            weights += part.output.weight.numel()
             kept = [shares[layer.index, kind] for kind in kinds if (layer.index, kind) in shares]
             total += weights * (kept[0] if kept else 1.0)
     return total
@@ -60,16 +62,6 @@ def kept_projection_parameters(
 
 _OF_ATTENTION: tuple[UnitKind, ...] = ("kv_group", "attention", "layer")
 _OF_MLP: tuple[UnitKind, ...] = ("mlp_channel", "mlp", "layer")
-
-
-def _attention(layer: DecoderLayer) -> int:
-    part = layer.attention
-    return sum(linear.weight.numel() for linear in (part.query, part.key, part.value, part.output))
-
-
-def _mlp(layer: DecoderLayer) -> int:
-    part = layer.mlp
-    return sum(linear.weight.numel() for linear in (part.gate, part.up, part.down))
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.benchmark.pruning_step import SEED
 from pgprune_lightning.benchmark.workload import Workload
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
-from pgprune_lightning.policy import Constraint, FeasibleSet, MaskSpace, UnitKind, mask_generator
+from pgprune_lightning.masking.decoder_family import decoder_layers
+from pgprune_lightning.policy import Constraint, FeasibleSet, MaskSpace, mask_generator
 
 WINDOW = 5
 """Of the moving average, in steps."""
@@ -95,9 +95,9 @@ class ReferenceStep:
         with ExitStack() as stack:
             for group in self._space.groups:
                 kept = self._space.view(mask_U, group.layer, group.kind)
-                for linear in _MASKED[group.kind](self._layers[group.layer]):
-                    factor_W = kept.repeat_interleave(linear.in_features // group.count)
-                    hook = linear.register_forward_pre_hook(_multiplication(factor_W))
+                for part in self._layers[group.layer].sub_layers_of(group.kind):
+                    factor_W = kept.repeat_interleave(part.output.in_features // group.count)
+                    hook = part.output.register_forward_pre_hook(_multiplication(factor_W))
                     stack.callback(hook.remove)
             yield
 
@@ -111,27 +111,6 @@ def _multiplication(kept_W: Tensor) -> Callable[[nn.Module, Any], tuple[Tensor]]
         return (inputs * kept_W.to(inputs.dtype),)
 
     return multiply
-
-
-def _output(layer: DecoderLayer) -> tuple[nn.Linear, ...]:
-    return (layer.attention.output,)
-
-
-def _down(layer: DecoderLayer) -> tuple[nn.Linear, ...]:
-    return (layer.mlp.down,)
-
-
-def _both(layer: DecoderLayer) -> tuple[nn.Linear, ...]:
-    return (layer.attention.output, layer.mlp.down)
-
-
-_MASKED: dict[UnitKind, Callable[[DecoderLayer], tuple[nn.Linear, ...]]] = {
-    "kv_group": _output,
-    "attention": _output,
-    "mlp_channel": _down,
-    "mlp": _down,
-    "layer": _both,
-}
 
 
 def _bisected(z_N: Tensor, constraint: Constraint) -> Tensor:

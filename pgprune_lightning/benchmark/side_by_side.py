@@ -133,7 +133,7 @@ def _with_own_outputs(model: PreTrainedModel) -> PreTrainedModel:
     own = {
         id(parameter)
         for layer in decoder_layers(model)
-        for linear in (layer.attention.output, layer.mlp.down)
+        for linear in (layer.attention.output, layer.mlp.output)
         for parameter in linear.parameters()
     }
     shared = {id(weight): weight for weight in model.parameters() if id(weight) not in own}

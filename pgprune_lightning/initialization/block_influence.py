@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.masking.decoder_family import DecoderLayer, backbone_of, decoder_layers
+from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 
 
 @torch.no_grad()

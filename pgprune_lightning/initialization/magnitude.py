@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.sharding import whole_weight
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.policy.mask_space import UnitKind
 
 MAGNITUDE_KINDS: tuple[UnitKind, ...] = ("kv_group", "mlp_channel", "layer")
@@ -23,8 +24,8 @@ def magnitude_metric(inputs: MetricInputs) -> Tensor:
     """Importance by the L2 norm of a unit's weights, all its matrices taken together.
 
     A KV group has its rows of the query, key and value projections and its columns of the output
-    projection; a channel its rows of gate and up and its column of down; a layer all seven
-    matrices. Biases and norms are left out: they are not of the matrices' scale.
+    projection; a channel its rows of gate and up and its column of down; a layer all matrices.
+    Biases and norms are left out: they are not of the matrices' scale.
 
     Args:
         inputs: Model and mask space.
@@ -48,17 +49,15 @@ def magnitude_metric(inputs: MetricInputs) -> Tensor:
 
 
 def _norms(layer: DecoderLayer, kind: UnitKind) -> Iterator[Tensor]:
-    """Yield, for each matrix, the norms of the rows or columns that belong to units, (R,)."""
+    """Yield, for each matrix, the norms of the rows or columns that belong to units, (R,).
+
+    Of a fused projection, each part is a matrix.
+    """
     assert kind in MAGNITUDE_KINDS, kind
-    attention, mlp = layer.attention, layer.mlp
-    if kind in ("kv_group", "layer"):
-        for linear in (attention.query, attention.key, attention.value):
-            yield _norm(linear.weight, dim=1)
-        yield _norm(attention.output.weight, dim=0)
-    if kind in ("mlp_channel", "layer"):
-        for linear in (mlp.gate, mlp.up):
-            yield _norm(linear.weight, dim=1)
-        yield _norm(mlp.down.weight, dim=0)
+    for part in layer.sub_layers_of(kind):
+        for projection in part.inputs:
+            yield from _norm(projection.linear.weight, dim=1).split(projection.parts)
+        yield _norm(part.output.weight, dim=0)
 
 
 def _norm(weight: Tensor, dim: int) -> Tensor:

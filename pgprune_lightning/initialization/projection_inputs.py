@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.masking.decoder_family import DecoderLayer, backbone_of, decoder_layers
+from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.policy.mask_space import UnitKind
 
 PROJECTIONS: dict[UnitKind, Callable[[DecoderLayer], nn.Linear]] = {
     "kv_group": lambda layer: layer.attention.output,
-    "mlp_channel": lambda layer: layer.mlp.down,
+    "mlp_channel": lambda layer: layer.mlp.output,
 }
 """By kind, the projection whose inputs, in order and in equal parts, are a layer's units."""
 
@@ -64,10 +65,10 @@ def sum_over_inputs(
         group: measure(PROJECTIONS[group.kind](layers[group.layer]))
         for group in inputs.space.groups
     }
-    with ExitStack() as stack:
-        for gathered in measures.values():
-            stack.callback(_observe(gathered).remove)
-        for batch_BT in inputs.batches():
+    for batch_BT in inputs.batches():
+        with ExitStack() as stack:
+            for gathered in measures.values():
+                stack.callback(_observe(gathered, len(batch_BT)).remove)
             backbone_of(inputs.model)(batch_BT, use_cache=False)
 
     importance_U = torch.empty(inputs.space.num_units, dtype=torch.float64)
@@ -77,8 +78,9 @@ def sum_over_inputs(
     return importance_U
 
 
-def _observe(gathered: InputImportance) -> RemovableHandle:
+def _observe(gathered: InputImportance, num_sequences: int) -> RemovableHandle:
     def add(_module: nn.Module, arguments: tuple[Tensor]) -> None:
-        gathered.add(arguments[0])
+        # OPT makes one row of all sequences in its MLP.
+        gathered.add(arguments[0].unflatten(0, (num_sequences, -1)).flatten(1, -2))
 
     return gathered.linear.register_forward_pre_hook(add)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
+from pgprune_lightning.masking.decoder_family import family_of
+
 BYTES_PER_FORWARD = 2**30
 """What the activations of one forward pass may take at once; as much is left for everything else:
 a chunk of logits, gathered copies of weights, and what an allocator does not give back."""
@@ -37,7 +39,7 @@ def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     # Queries and keys with their rotated copies, repeated keys and values, the attention's output.
     attention = 8 * queries * dtype.itemsize
     # Gate, its activation, up, and their product before and after the mask.
-    mlp = 4 * config.intermediate_size * dtype.itemsize
+    mlp = 4 * getattr(config, family_of(config).mlp_width) * dtype.itemsize
     # The residual stream before and after, and the norm, which computes in float32.
     stream = config.hidden_size * (3 * dtype.itemsize + 3 * 4)
     return int(max(attention, mlp) + stream)

@@ -7,35 +7,67 @@ projections. Everything that prunes, masks, measures or cuts goes through `decod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.masking.sub_layer import Attention, DecoderLayer, InputProjection, Mlp
+
+Fused = tuple[str, tuple[str, ...]]
+"""A projection's name, and what the rows of each of its parts are."""
 
 
 @dataclass(frozen=True)
 class DecoderFamily:
-    """Attribute names of one family of decoder-only models with gated MLPs.
+    """Attribute names of one family of decoder-only models.
+
+    Projections into a sub-layer are given with their parts: `("q_proj", ("q",))` has the rows of
+    queries alone, `("qkv_proj", ("q", "k", "v"))` those of all queries, then of all keys, then of
+    all values, and `("query_key_value", ("qkv",))` all three of the first head, then of the next.
 
     Args:
         name: Name shown to users.
         model_types: Values of `config.model_type` that have this layout.
+        decoder: Path from the model without its vocabulary projection to the module that has the
+            layers.
+        attention: The module of the attention in a layer.
+        attention_norms: Norms that serve the attention alone: the one in front, then the one
+            behind where there is one.
+        attention_inputs: The projections into the attention, and the parts of each.
+        attention_output: The projection out of it.
+        head_dim: The attention's attribute that holds the width of a head.
+        head_counts: See `Attention`: attributes of the attention, and whether they count the heads
+            of queries, `q`, or of keys and values, `k`.
+        mlp: The module of the MLP in a layer; empty where its projections lie in the layer itself.
+        mlp_norms: As for the attention.
+        mlp_inputs: The projections into the MLP, and the parts of each.
+        mlp_output: The projection out of it.
+        mlp_width: The configuration's attribute that holds the MLP's width.
+        needs_bos: Whether texts must begin with the BOS token, or perplexity is several times too
+            high.
     """
 
     name: str
     model_types: tuple[str, ...]
+    decoder: str = ""
     attention: str = "self_attn"
-    attention_norm: str = "input_layernorm"
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
+    attention_norms: tuple[str, ...] = ("input_layernorm",)
+    attention_inputs: tuple[Fused, ...] = (
+        ("q_proj", ("q",)),
+        ("k_proj", ("k",)),
+        ("v_proj", ("v",)),
+    )
     attention_output: str = "o_proj"
+    head_dim: str = "head_dim"
+    head_counts: tuple[tuple[str, str], ...] = ()
     mlp: str = "mlp"
-    mlp_norm: str = "post_attention_layernorm"
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    mlp_inputs: tuple[Fused, ...] = (("gate_proj", ("g",)), ("up_proj", ("u",)))
+    mlp_output: str = "down_proj"
+    mlp_width: str = "intermediate_size"
+    needs_bos: bool = False
 
 
 FAMILIES: tuple[DecoderFamily, ...] = (
@@ -43,56 +75,22 @@ FAMILIES: tuple[DecoderFamily, ...] = (
     DecoderFamily("Mistral", ("mistral",)),
     DecoderFamily("Qwen2", ("qwen2",)),
     DecoderFamily("Qwen3", ("qwen3",)),
+    DecoderFamily("Gemma", ("gemma",), needs_bos=True),
+    DecoderFamily(
+        "Gemma 2",
+        ("gemma2",),
+        attention_norms=("input_layernorm", "post_attention_layernorm"),
+        mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        needs_bos=True,
+    ),
+    DecoderFamily(
+        "Phi-3",
+        ("phi3",),
+        attention_inputs=(("qkv_proj", ("q", "k", "v")),),
+        head_counts=(("config.num_attention_heads", "q"), ("num_key_value_heads", "k")),
+        mlp_inputs=(("gate_up_proj", ("g", "u")),),
+    ),
 )
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention of one layer; its unit is a KV group: a key-value head and its query heads."""
-
-    module: nn.Module
-    norm: nn.Module
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
-    head_dim: int
-
-    @property
-    def num_kv_groups(self) -> int:
-        """Number of key-value heads."""
-        return self.key.out_features // self.head_dim
-
-    @property
-    def group_width(self) -> int:
-        """Columns of the output projection that belong to one KV group."""
-        return self.query.out_features // self.num_kv_groups
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """The gated MLP of one layer; its unit is a channel of the intermediate activation."""
-
-    module: nn.Module
-    norm: nn.Module
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
-
-    @property
-    def num_channels(self) -> int:
-        """Width of the intermediate activation."""
-        return self.down.in_features
-
-
-@dataclass(frozen=True)
-class DecoderLayer:
-    """One decoder layer and its two sub-layers."""
-
-    index: int
-    module: nn.Module
-    attention: Attention
-    mlp: Mlp
 
 
 def family_of(config: PreTrainedConfig) -> DecoderFamily:
@@ -116,10 +114,10 @@ def family_names() -> str:
 
 
 def backbone_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its vocabulary projection."""
-    backbone = getattr(model, model.base_model_prefix)
-    assert isinstance(backbone, nn.Module)
-    return backbone
+    """The model without its vocabulary projection: embeddings, `layers`, and a last norm."""
+    base = getattr(model, model.base_model_prefix)
+    assert isinstance(base, nn.Module)
+    return base.get_submodule(family_of(model.config).decoder)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[DecoderLayer]:
@@ -130,32 +128,70 @@ def decoder_layers(model: PreTrainedModel) -> list[DecoderLayer]:
     """
     family = family_of(model.config)
     modules = backbone_of(model).get_submodule("layers").children()
-    return [_describe_layer(family, index, module) for index, module in enumerate(modules)]
+    return [
+        DecoderLayer(index, module, _attention(family, module), _mlp(family, module))
+        for index, module in enumerate(modules)
+    ]
 
 
-def _describe_layer(family: DecoderFamily, index: int, module: nn.Module) -> DecoderLayer:
-    attention = module.get_submodule(family.attention)
-    mlp = module.get_submodule(family.mlp)
-    return DecoderLayer(
-        index=index,
+def _attention(family: DecoderFamily, layer: nn.Module) -> Attention:
+    module = layer.get_submodule(family.attention)
+    norms = tuple(layer.get_submodule(name) for name in family.attention_norms)
+    head_dim: int = getattr(module, family.head_dim)
+    # Query heads that share a key-value head; as many as there are where none are shared.
+    heads = {"q": getattr(module, "num_key_value_groups", 1), "k": 1, "v": 1}
+    rows = {role: count * head_dim for role, count in heads.items()}
+    inputs = _inputs(module, family.attention_inputs, rows)
+    output = _linear(module, family.attention_output)
+    return Attention(
         module=module,
-        attention=Attention(
-            module=attention,
-            norm=module.get_submodule(family.attention_norm),
-            query=_linear(attention, family.query),
-            key=_linear(attention, family.key),
-            value=_linear(attention, family.value),
-            output=_linear(attention, family.attention_output),
-            head_dim=int(attention.head_dim),  # type: ignore[arg-type]
-        ),
-        mlp=Mlp(
-            module=mlp,
-            norm=module.get_submodule(family.mlp_norm),
-            gate=_linear(mlp, family.gate),
-            up=_linear(mlp, family.up),
-            down=_linear(mlp, family.down),
-        ),
+        norms=norms,
+        inputs=inputs,
+        output=output,
+        last=norms[1] if len(norms) > 1 else output,
+        num_kv_groups=output.in_features // rows["q"],
+        head_dim=head_dim,
+        head_counts={name: heads[role] for name, role in family.head_counts},
     )
+
+
+def _mlp(family: DecoderFamily, layer: nn.Module) -> Mlp:
+    module = layer.get_submodule(family.mlp)
+    norms = tuple(layer.get_submodule(name) for name in family.mlp_norms)
+    output = _linear(module, family.mlp_output)
+    return Mlp(
+        module=module if family.mlp else None,
+        norms=norms,
+        inputs=_inputs(module, family.mlp_inputs, {"g": 1, "u": 1}),
+        output=output,
+        last=norms[1] if len(norms) > 1 else output,
+    )
+
+
+def _inputs(
+    parent: nn.Module, projections: tuple[Fused, ...], rows: dict[str, int]
+) -> tuple[InputProjection, ...]:
+    """Find projections, and the rows of their parts by those of a unit in each role."""
+    described = []
+    for name, roles_by_part in projections:
+        linear = _linear(parent, name)
+        of_unit = [sum(rows[role] for role in roles) for roles in roles_by_part]
+        num_units = linear.out_features // sum(of_unit)
+        described.append(InputProjection(linear, tuple(width * num_units for width in of_unit)))
+    return tuple(described)
+
+
+def supported_attention(config: PreTrainedConfig, attention: str) -> str:
+    """The attention implementation to use: the one that is asked for, or `eager` in place of sdpa.
+
+    Models that cap attention logits, such as Gemma 2, cannot use sdpa.
+
+    Args:
+        config: The model's configuration.
+        attention: Attention implementation of transformers.
+    """
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "eager" if attention == "sdpa" and not model_class._supports_sdpa else attention
 
 
 def _linear(parent: nn.Module, name: str) -> nn.Linear:

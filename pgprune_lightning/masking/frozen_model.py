@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking.decoder_family import family_names, family_of
+from pgprune_lightning.masking.decoder_family import family_names, family_of, supported_attention
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.masking.sharding import run_whole_once, shard_config
 
@@ -106,6 +106,7 @@ def load_frozen_model(
         dtype: Type of its weights.
         device: Where they go.
         attention: Attention implementation of transformers: `sdpa`, `eager`, `flash_attention_2`.
+            Models that cap attention logits have no sdpa; eager takes its place.
         shard: Ranks that share one copy of the weights; each of them reads its part alone.
 
     Raises:
@@ -121,7 +122,7 @@ def load_frozen_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=supported_attention(load_model_config(source), attention),
             output_loading_info=True,
             **arguments,
         )

@@ -10,7 +10,7 @@ H hidden, W width of an activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -19,18 +19,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking.decoder_family import DecoderLayer, backbone_of, decoder_layers
+from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
+from pgprune_lightning.masking.multiplied import by_sequence
+from pgprune_lightning.masking.sub_layer import DecoderLayer
+from pgprune_lightning.masking.token_loss import float_logits
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
-
-_INPUTS_OF: dict[UnitKind, Callable[[DecoderLayer], nn.Linear]] = {
-    "kv_group": lambda layer: layer.attention.output,
-    "mlp_channel": lambda layer: layer.mlp.down,
-}
-_OUTPUTS_OF: dict[UnitKind, Callable[[DecoderLayer], Sequence[nn.Linear]]] = {
-    "attention": lambda layer: [layer.attention.output],
-    "mlp": lambda layer: [layer.mlp.down],
-    "layer": lambda layer: [layer.attention.output, layer.mlp.down],
-}
 
 
 @contextmanager
@@ -72,10 +65,9 @@ def gate_gradient(
     hidden_BTH = backbone_of(model)(input_ids_BT, use_cache=False).last_hidden_state
     # Cut here, so that the logits of one sequence at a time are held.
     leaf_BTH = hidden_BTH.detach().requires_grad_()
-    head = model.get_output_embeddings()
     losses = []
     for hidden_TH, targets_T in zip(leaf_BTH[:, :-1], input_ids_BT[:, 1:], strict=True):
-        loss = F.cross_entropy(head(hidden_TH).float(), targets_T)
+        loss = F.cross_entropy(float_logits(model, hidden_TH), targets_T)
         loss.backward()
         losses.append(loss.detach())
     (gradient_BU,) = torch.autograd.grad(hidden_BTH, gates_BU, leaf_BTH.grad)
@@ -83,12 +75,14 @@ def gate_gradient(
 
 
 def _put_gates(kind: UnitKind, layer: DecoderLayer, gates_BG: Tensor) -> Iterator[RemovableHandle]:
-    if kind in _INPUTS_OF:
-        yield _gate_inputs(_INPUTS_OF[kind](layer), gates_BG)
+    parts = layer.sub_layers_of(kind)
+    if kind in ("kv_group", "mlp_channel"):
+        yield _gate_inputs(parts[0].output, gates_BG)
         return
-    # Behind the projections, because their biases leave with the unit.
-    for linear in _OUTPUTS_OF[kind](layer):
-        yield _gate_outputs(linear, gates_BG)
+    # Behind the projections, because their biases leave with the unit, and behind a norm that
+    # would undo the gate.
+    for part in parts:
+        yield _gate_outputs(part.last, gates_BG)
 
 
 def _gate_inputs(linear: nn.Linear, gates_BG: Tensor) -> RemovableHandle:
@@ -98,14 +92,14 @@ def _gate_inputs(linear: nn.Linear, gates_BG: Tensor) -> RemovableHandle:
     return linear.register_forward_pre_hook(multiply)
 
 
-def _gate_outputs(linear: nn.Linear, gates_BG: Tensor) -> RemovableHandle:
+def _gate_outputs(module: nn.Module, gates_BG: Tensor) -> RemovableHandle:
     def multiply(_module: nn.Module, _arguments: tuple[Tensor], output_BTW: Tensor) -> Tensor:
         return _product(output_BTW, gates_BG)
 
-    return linear.register_forward_hook(multiply)
+    return module.register_forward_hook(multiply)
 
 
 def _product(values_BTW: Tensor, gates_BG: Tensor) -> Tensor:
     factors_BW = gates_BG.repeat_interleave(values_BTW.shape[-1] // gates_BG.shape[-1], dim=1)
     # The product of half-precision values and these is float32, and so is the sum of its gradient.
-    return (values_BTW * factors_BW[:, None]).to(values_BTW.dtype)
+    return by_sequence(values_BTW, factors_BW[:, None]).to(values_BTW.dtype)

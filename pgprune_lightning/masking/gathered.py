@@ -12,8 +12,8 @@ H hidden.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.multiplied import put_factors
 from pgprune_lightning.masking.sharding import is_in_parts
 from pgprune_lightning.masking.skipping import replaced_forward, skipped
+from pgprune_lightning.masking.sub_layer import Attention, rows_of_units
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
 
 
@@ -61,7 +62,7 @@ class GatheredExecution:
         self._is_masked = False
         for layer in self.layers:
             _store_columns_together(layer.attention.output)
-            _store_columns_together(layer.mlp.down)
+            _store_columns_together(layer.mlp.output)
 
     @contextmanager
     def masked(self, mask_U: Tensor) -> Iterator[PreTrainedModel]:
@@ -91,32 +92,35 @@ class GatheredExecution:
                 else:
                     for handle in put_factors(layer, group.kind, kept_G[None]):
                         stack.callback(handle.remove)
-            for linear, forward in self._gathered_forwards(gathered):
-                stack.enter_context(replaced_forward(linear, forward))
+            for replacement in self._replacements(gathered):
+                stack.enter_context(replacement)
             self._is_masked = True
             stack.callback(setattr, self, "_is_masked", False)
             yield self.model
 
-    def _gathered_forwards(
+    def _replacements(
         self, gathered: list[tuple[UnitGroup, Tensor]]
-    ) -> Iterator[tuple[nn.Linear, Callable[[Tensor], Tensor]]]:
-        """What takes the place of the projections' forwards in the groups that are gathered."""
+    ) -> Iterator[AbstractContextManager[None]]:
+        """What puts other forwards in the place of the projections' in the groups to gather."""
         units = [self._filled_up(group, kept_G) for group, kept_G in gathered]
         for (group, kept_G), units_K in zip(gathered, self._on_device(units), strict=True):
-            inputs, output = _PROJECTIONS[group.kind](self.layers[group.layer])
-            for linear in inputs:
-                rows_W = _widened(units_K, linear.out_features // group.count)
-                yield linear, partial(_rows_forward, linear, rows_W)
-            width = output.in_features // group.count
-            columns_W = _widened(units_K, width)
-            num_kept = int(kept_G.sum()) * width
-            yield output, partial(_columns_forward, output, columns_W, num_kept)
+            (part,) = self.layers[group.layer].sub_layers_of(group.kind)
+            for projection in part.inputs:
+                linear, rows_W = projection.linear, projection.rows_of(units_K, group.count)
+                yield replaced_forward(linear, partial(_rows_forward, linear, rows_W))
+            width = part.output.in_features // group.count
+            columns_W, num_kept = rows_of_units(units_K, width), int(kept_G.sum()) * width
+            yield replaced_forward(
+                part.output, partial(_columns_forward, part.output, columns_W, num_kept)
+            )
+            if isinstance(part, Attention):
+                yield part.narrowed(len(units_K))
 
     def _filled_up(self, group: UnitGroup, kept_G: Tensor) -> Tensor:
         """Indices of the kept units, then of as many dropped ones as the multiple asks for."""
         kept_K = kept_G.nonzero().flatten()
-        _, output = _PROJECTIONS[group.kind](self.layers[group.layer])
-        width = output.in_features // group.count
+        (part,) = self.layers[group.layer].sub_layers_of(group.kind)
+        width = part.output.in_features // group.count
         step = self.width_multiple // math.gcd(self.width_multiple, width)
         missing = -len(kept_K) % step
         if missing == 0:
@@ -139,14 +143,6 @@ def _store_columns_together(linear: nn.Linear) -> None:
         weight.data = weight.data.t().contiguous().t()
 
 
-def _widened(units_K: Tensor, width: int) -> Tensor:
-    """Indices of the rows, or columns, of units that have several each."""
-    if width == 1:
-        return units_K
-    offsets = torch.arange(width, device=units_K.device)
-    return (units_K[:, None] * width + offsets).flatten()
-
-
 def _rows_forward(linear: nn.Linear, rows_W: Tensor, input_BTH: Tensor) -> Tensor:
     weight_WH, bias_W = linear.weight.index_select(0, rows_W), None
     if linear.bias is not None:
@@ -160,16 +156,3 @@ def _columns_forward(
     weight_WH = linear.weight.t().index_select(0, columns_W)
     weight_WH[num_kept:] = 0  # what was filled up contributes nothing
     return F.linear(input_BTW, weight_WH.t(), linear.bias)
-
-
-def _attention_projections(layer: DecoderLayer) -> tuple[tuple[nn.Linear, ...], nn.Linear]:
-    attention = layer.attention
-    return (attention.query, attention.key, attention.value), attention.output
-
-
-def _mlp_projections(layer: DecoderLayer) -> tuple[tuple[nn.Linear, ...], nn.Linear]:
-    return (layer.mlp.gate, layer.mlp.up), layer.mlp.down
-
-
-_PROJECTIONS = {"kv_group": _attention_projections, "mlp_channel": _mlp_projections}
-"""The projections into what a kind's units share, and the one out of it."""

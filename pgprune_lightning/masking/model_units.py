@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking.decoder_family import Attention, DecoderLayer, Mlp, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers
+from pgprune_lightning.masking.sub_layer import DecoderLayer, SubLayer
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
@@ -44,7 +45,7 @@ def mask_space_of(
     _check_channels_per_unit(channels_per_unit, unit_kinds, layers)
     bundles = {"mlp_channel": channels_per_unit}
     sizes = [_size(layer, kind, bundles.get(kind, 1)) for layer in layers for kind in unit_kinds]
-    return MaskSpace.build(sizes, total_parameters=_count(model))
+    return MaskSpace.build(sizes, total_parameters=_count(model.parameters()))
 
 
 def _check_channels_per_unit(
@@ -68,66 +69,28 @@ def _check_channels_per_unit(
 
 
 def _size(layer: DecoderLayer, kind: UnitKind, bundle: int) -> tuple[int, UnitKind, int, int, int]:
-    """Size of a group whose units are bundles of what is counted."""
-    count, total, unit_cost = _COUNTS[kind](layer)
-    remnant_cost = total - count * unit_cost
-    return layer.index, kind, count // bundle, unit_cost * bundle, remnant_cost
+    """Size of a group whose units are bundles of channels, or what else is counted."""
+    if kind == "layer":
+        return layer.index, kind, 1, _count(layer.module.parameters()), 0
+    (part,) = layer.sub_layers_of(kind)
+    total = _count(part.parameters())
+    if kind in ("attention", "mlp"):
+        return layer.index, kind, 1, total, 0
+    attention, mlp = layer.attention, layer.mlp
+    count = attention.num_kv_groups if kind == "kv_group" else mlp.num_channels // bundle
+    unit_cost = _cost_of_units(part) // count
+    return layer.index, kind, count, unit_cost, total - count * unit_cost
 
 
-def _kv_groups(layer: DecoderLayer) -> tuple[int, int, int]:
-    attention = layer.attention
-    total = _count(attention.module) + _count(attention.norm)
-    return attention.num_kv_groups, total, _kv_group_cost(attention)
+def _cost_of_units(part: SubLayer) -> int:
+    """Parameters of a sub-layer that belong to units: rows into it and columns out of it."""
+    rows = sum(_count(projection.linear.parameters()) for projection in part.inputs)
+    return rows + part.output.weight.numel()
 
 
-def _mlp_channels(layer: DecoderLayer) -> tuple[int, int, int]:
-    mlp = layer.mlp
-    total = _count(mlp.module) + _count(mlp.norm)
-    return mlp.num_channels, total, _mlp_channel_cost(mlp)
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
-def _whole_attention(layer: DecoderLayer) -> tuple[int, int, int]:
-    total = _count(layer.attention.module) + _count(layer.attention.norm)
-    return 1, total, total
-
-
-def _whole_mlp(layer: DecoderLayer) -> tuple[int, int, int]:
-    total = _count(layer.mlp.module) + _count(layer.mlp.norm)
-    return 1, total, total
-
-
-def _whole_layer(layer: DecoderLayer) -> tuple[int, int, int]:
-    total = _count(layer.module)
-    return 1, total, total
-
-
-_COUNTS = {
-    "kv_group": _kv_groups,
-    "mlp_channel": _mlp_channels,
-    "attention": _whole_attention,
-    "mlp": _whole_mlp,
-    "layer": _whole_layer,
-}
 _COMBINATIONS = ({"kv_group", "mlp_channel"}, {"attention", "mlp"}, {"layer"})
 """Kinds that may be chosen together: no unit of one is a part of another's."""
-
-
-def _kv_group_cost(attention: Attention) -> int:
-    rows = (
-        (attention.query, attention.group_width),
-        *((linear, attention.head_dim) for linear in (attention.key, attention.value)),
-    )
-    columns = attention.group_width * attention.output.out_features
-    return sum(width * _row_cost(linear) for linear, width in rows) + columns
-
-
-def _mlp_channel_cost(mlp: Mlp) -> int:
-    return _row_cost(mlp.gate) + _row_cost(mlp.up) + mlp.down.out_features
-
-
-def _row_cost(linear: nn.Linear) -> int:
-    return linear.in_features + (linear.bias is not None)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.skipping import skipped
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
@@ -83,18 +84,14 @@ def put_factors(layer: DecoderLayer, kind: UnitKind, kept_BG: Tensor) -> Iterato
         What takes the multiplication away again.
     """
     alive_B1 = kept_BG.any(dim=1, keepdim=True)
-    outputs = output_projections(layer, kind)
+    parts = layer.sub_layers_of(kind)
+    output = parts[0].output
     if bool((kept_BG != alive_B1).any()):
-        yield multiply_input(outputs[0], _factors(kept_BG, outputs[0], outputs[0].in_features))
+        yield multiply_input(output, _factors(kept_BG, output, output.in_features))
     if not bool(alive_B1.all()):
         # Behind the projection, because its bias leaves with the last unit.
-        for linear in outputs:
-            yield multiply_output(linear, _factors(alive_B1, linear, 1))
-
-
-def output_projections(layer: DecoderLayer, kind: UnitKind) -> list[nn.Linear]:
-    """The projections by which the units of a kind add to the residual stream."""
-    return _OUTPUTS[kind](layer)
+        for part in parts:
+            yield multiply_output(part.last, _factors(alive_B1, part.output, 1))
 
 
 def multiply_input(linear: nn.Linear, factors_BTW: Tensor) -> RemovableHandle:
@@ -106,47 +103,40 @@ def multiply_input(linear: nn.Linear, factors_BTW: Tensor) -> RemovableHandle:
     """
 
     def multiply(_module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-        return (arguments[0] * factors_BTW,)
+        return (by_sequence(arguments[0], factors_BTW),)
 
     return linear.register_forward_pre_hook(multiply)
 
 
-def multiply_output(linear: nn.Linear, factors_BTW: Tensor) -> RemovableHandle:
-    """Multiply what a projection returns, until the handle is removed.
+def multiply_output(module: nn.Module, factors_BTW: Tensor) -> RemovableHandle:
+    """Multiply what a projection or a norm returns, until the handle is removed.
 
     Args:
-        linear: The projection.
+        module: The projection or norm.
         factors_BTW: The factors, (B, 1, 1), in the dtype of its output.
     """
 
     def multiply(_module: nn.Module, _arguments: tuple[Tensor], output_BTW: Tensor) -> Tensor:
-        return output_BTW * factors_BTW
+        return by_sequence(output_BTW, factors_BTW)
 
-    return linear.register_forward_hook(multiply)
+    return module.register_forward_hook(multiply)
+
+
+def by_sequence(values_BTW: Tensor, factors_BTW: Tensor) -> Tensor:
+    """Multiply an activation by factors for each of its sequences.
+
+    Args:
+        values_BTW: The activation, (B, T, W); or (B T, W), as OPT lays it out in its MLP.
+        factors_BTW: The factors, (B, 1, W) or (B, 1, 1), or one row for all sequences.
+
+    Returns:
+        The product, in the activation's shape.
+    """
+    together_BTW = values_BTW.reshape(len(factors_BTW), -1, values_BTW.shape[-1])
+    return (together_BTW * factors_BTW).view(values_BTW.shape)
 
 
 def _factors(kept_BG: Tensor, linear: nn.Linear, width: int) -> Tensor:
     """Zeros and ones for an activation of some width, (B, 1, W), like the weights."""
     kept_BW = kept_BG.repeat_interleave(width // kept_BG.shape[1], dim=1)
     return kept_BW[:, None].to(device=linear.weight.device, dtype=linear.weight.dtype)
-
-
-def _attention_output(layer: DecoderLayer) -> list[nn.Linear]:
-    return [layer.attention.output]
-
-
-def _mlp_down(layer: DecoderLayer) -> list[nn.Linear]:
-    return [layer.mlp.down]
-
-
-def _both(layer: DecoderLayer) -> list[nn.Linear]:
-    return [layer.attention.output, layer.mlp.down]
-
-
-_OUTPUTS = {
-    "kv_group": _attention_output,
-    "mlp_channel": _mlp_down,
-    "attention": _attention_output,
-    "mlp": _mlp_down,
-    "layer": _both,
-}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgprune_lightning.masking.decoder_family import DecoderLayer
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.policy.mask_space import UnitKind
 
 
@@ -49,8 +49,21 @@ def _skip_attention(layer: DecoderLayer) -> AbstractContextManager[None]:
     return replaced_forward(layer.attention.module, no_attention)
 
 
-def _skip_mlp(layer: DecoderLayer) -> AbstractContextManager[None]:
-    return replaced_forward(layer.mlp.module, torch.zeros_like)
+@contextmanager
+def _skip_mlp(layer: DecoderLayer) -> Iterator[None]:
+    mlp = layer.mlp
+    with ExitStack() as stack:
+        if mlp.module is not None:
+            stack.enter_context(replaced_forward(mlp.module, torch.zeros_like))
+        else:
+            for projection in mlp.inputs:
+                stack.enter_context(replaced_forward(projection.linear, _unchanged))
+            stack.enter_context(replaced_forward(mlp.output, torch.zeros_like))
+        yield
+
+
+def _unchanged(hidden_states: Tensor) -> Tensor:
+    return hidden_states
 
 
 def _skip_layer(layer: DecoderLayer) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import backbone_of
@@ -57,19 +57,18 @@ def token_nll(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
     """
     hidden_NH = predicting_states(model, input_ids_BT)
     targets_N = input_ids_BT[:, 1:].flatten()
-    head = model.get_output_embeddings()
     chunks = zip(hidden_NH.split(TOKENS_PER_CHUNK), targets_N.split(TOKENS_PER_CHUNK), strict=True)
-    nll_N = torch.cat([_chunk_nll(head, hidden_CH, targets_C) for hidden_CH, targets_C in chunks])
+    nll_N = torch.cat([_chunk_nll(model, hidden_CH, targets_C) for hidden_CH, targets_C in chunks])
     return nll_N.view(input_ids_BT.shape[0], -1)
 
 
-def _chunk_nll(head: nn.Linear, hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
+def _chunk_nll(model: PreTrainedModel, hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
     """Negative log-likelihood of some tokens, a part of the vocabulary at a time."""
     size = max(1, _logits_per_chunk(hidden_CH) // len(hidden_CH))
     log_sums: list[Tensor] = []
     target_logits_C = torch.zeros(targets_C.shape, dtype=torch.float32, device=hidden_CH.device)
-    for start in range(0, head.out_features, size):
-        logits_CP = _some_logits(head, hidden_CH, slice(start, start + size)).float()
+    for start in range(0, len(model.get_output_embeddings().weight), size):
+        logits_CP = float_logits(model, hidden_CH, slice(start, start + size))
         place_C = targets_C - start
         inside_C = place_C.clamp(0, logits_CP.shape[1] - 1)
         found_C = logits_CP.gather(1, inside_C[:, None]).squeeze(1)
@@ -79,12 +78,24 @@ def _chunk_nll(head: nn.Linear, hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
     return torch.stack(log_sums).logsumexp(0) - target_logits_C
 
 
-def _some_logits(head: nn.Linear, hidden_CH: Tensor, part: slice) -> Tensor:
-    """Logits of a part of the vocabulary, (C, P), in the model's dtype."""
+def float_logits(model: PreTrainedModel, hidden_CH: Tensor, part: slice = slice(None)) -> Tensor:
+    """What the model's vocabulary projection, and its cap on logits, make of hidden states.
+
+    Args:
+        model: The causal language model.
+        hidden_CH: Last hidden states, (C, H), in the model's dtype.
+        part: The part of the vocabulary to look at; by default all of it.
+
+    Returns:
+        Logits, (C, P), float32.
+    """
+    head = model.get_output_embeddings()
     weight_PH, bias_P = head.weight[part], None
     if head.bias is not None:
         bias_P = head.bias[part]
-    return F.linear(hidden_CH, weight_PH, bias_P)
+    logits_CP = F.linear(hidden_CH, weight_PH, bias_P).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits_CP if cap is None else (logits_CP / cap).tanh() * cap
 
 
 def _logits_per_chunk(hidden_NH: Tensor) -> int:
@@ -105,13 +116,13 @@ def token_kl(model: PreTrainedModel, input_ids_BT: Tensor, dense_NH: Tensor) -> 
         KL(dense || masked) in nats per token, (B, T - 1), float32; entry t belongs to token t + 1.
     """
     hidden_NH = predicting_states(model, input_ids_BT)
-    head = model.get_output_embeddings()
+    vocabulary = len(model.get_output_embeddings().weight)
     # Half as many tokens as for the likelihood, since there are two models' logits.
-    chunk = max(1, _logits_per_chunk(hidden_NH) // (2 * head.weight.shape[0]))
+    chunk = max(1, _logits_per_chunk(hidden_NH) // (2 * vocabulary))
     kl_N = [
         F.kl_div(
-            head(hidden_CH).float().log_softmax(-1),
-            head(dense_CH).float().log_softmax(-1),
+            float_logits(model, hidden_CH).log_softmax(-1),
+            float_logits(model, dense_CH).log_softmax(-1),
             reduction="none",
             log_target=True,
         ).sum(-1)

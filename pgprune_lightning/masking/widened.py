@@ -18,11 +18,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.graphed import GraphedFunction
-from pgprune_lightning.masking.multiplied import (
-    multiply_input,
-    multiply_output,
-    output_projections,
-)
+from pgprune_lightning.masking.multiplied import multiply_input, multiply_output
 from pgprune_lightning.masking.token_loss import token_losses
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
 
@@ -42,19 +38,19 @@ class WidenedExecution:
         self.model = model
         self.space = space
         self._inputs: list[nn.Linear] = []
-        self._outputs: list[tuple[nn.Linear, UnitGroup]] = []
+        self._outputs: list[tuple[nn.Module, UnitGroup]] = []
         units = [torch.zeros(0, dtype=torch.int64)]
         layers = decoder_layers(model)
         for group in space.groups:
-            projections = output_projections(layers[group.layer], group.kind)
+            parts = layers[group.layer].sub_layers_of(group.kind)
             if group.count > 1:
-                width = projections[0].in_features // group.count
-                self._inputs.append(projections[0])
+                width = parts[0].output.in_features // group.count
+                self._inputs.append(parts[0].output)
                 units.append(torch.arange(group.start, group.end).repeat_interleave(width))
-            for linear in projections:
+            for part in parts:
                 # A bias stays until the group's last unit leaves.
-                if group.count == 1 or linear.bias is not None:
-                    self._outputs.append((linear, group))
+                if group.count == 1 or part.output.bias is not None:
+                    self._outputs.append((part.last, group))
         self._units_W = torch.cat(units).to(model.device)
         self._graphed = GraphedFunction(
             self._losses, capture=model.device.type == "cuda" if capture is None else capture
@@ -97,8 +93,8 @@ class WidenedExecution:
         with ExitStack() as stack:
             for linear, part_BW in zip(self._inputs, factors_BW.split(widths, dim=1), strict=True):
                 stack.callback(multiply_input(linear, part_BW[:, None]).remove)
-            for linear, group in self._outputs:
+            for module, group in self._outputs:
                 kept_BG = self.space.view(masks_BU, group.layer, group.kind)
                 alive_BTW = kept_BG.any(dim=1)[:, None, None].to(dtype)
-                stack.callback(multiply_output(linear, alive_BTW).remove)
+                stack.callback(multiply_output(module, alive_BTW).remove)
             yield self.model

@@ -1,6 +1,6 @@
 """Physically removing what a mask drops.
 
-Shapes: U units, W rows or columns of a projection.
+Shapes: U units, K kept units, W kept rows or columns of a projection.
 """
 
 from __future__ import annotations
@@ -12,13 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from pgprune_lightning.masking.decoder_family import (
-    Attention,
-    DecoderLayer,
-    Mlp,
-    backbone_of,
-    decoder_layers,
-)
+from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
+from pgprune_lightning.masking.sub_layer import DecoderLayer, SubLayer, rows_of_units
 from pgprune_lightning.policy import MaskSpace
 
 
@@ -34,15 +29,21 @@ class NoAttention(nn.Module):
         self.layer_idx = layer_idx
 
     def forward(
-        self, hidden_states: Tensor, *_: Any, past_key_values: Cache | None = None, **__: Any
+        self,
+        hidden_states: Tensor,
+        *_: Any,
+        past_key_values: Cache | None = None,
+        layer_past: Cache | None = None,  # what GPT-NeoX calls it
+        **__: Any,
     ) -> tuple[Tensor, None]:
         """Return zeros in the place of the attention's output, and no attention weights."""
-        if past_key_values is not None:
+        cache = past_key_values if layer_past is None else layer_past
+        if cache is not None:
             # Positions and causal masks are counted by what the first layer has in the cache.
             placeholder = hidden_states.new_zeros(
                 hidden_states.shape[0], 1, hidden_states.shape[1], 1
             )
-            past_key_values.update(placeholder, placeholder, self.layer_idx)
+            cache.update(placeholder, placeholder, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 
@@ -90,39 +91,44 @@ def cut_model(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTr
 
 def _remove_attention(layer: DecoderLayer) -> None:
     _replace(layer.module, layer.attention.module, NoAttention(layer.index))
-    _replace(layer.module, layer.attention.norm, nn.Identity())
+    _remove_norms(layer, layer.attention)
 
 
 def _remove_mlp(layer: DecoderLayer) -> None:
-    _replace(layer.module, layer.mlp.module, NoMlp())
-    _replace(layer.module, layer.mlp.norm, nn.Identity())
+    if layer.mlp.module is not None:
+        _replace(layer.module, layer.mlp.module, NoMlp())
+    else:
+        for projection in layer.mlp.inputs:
+            _replace(layer.module, projection.linear, nn.Identity())
+        _replace(layer.module, layer.mlp.output, NoMlp())
+    _remove_norms(layer, layer.mlp)
+
+
+def _remove_norms(layer: DecoderLayer, part: SubLayer) -> None:
+    for norm in part.norms:
+        _replace(layer.module, norm, nn.Identity())
 
 
 def _cut_attention(layer: DecoderLayer, kept_groups: Tensor) -> None:
     if bool(kept_groups.any()):
-        _cut_attention_rows(layer.attention, kept_groups)
+        _cut_units(layer.attention, kept_groups)
+        layer.attention.set_num_kv_groups(int(kept_groups.sum()))
     else:
         _remove_attention(layer)
 
 
-def _cut_attention_rows(attention: Attention, kept_groups: Tensor) -> None:
-    wide_W = kept_groups.repeat_interleave(attention.group_width)
-    narrow_W = kept_groups.repeat_interleave(attention.head_dim)
-    _keep_rows(attention.query, wide_W)
-    _keep_rows(attention.key, narrow_W)
-    _keep_rows(attention.value, narrow_W)
-    _keep_columns(attention.output, wide_W)
-
-
 def _cut_mlp(layer: DecoderLayer, kept_units: Tensor) -> None:
-    mlp: Mlp = layer.mlp
-    if not bool(kept_units.any()):
+    if bool(kept_units.any()):
+        _cut_units(layer.mlp, kept_units)
+    else:
         _remove_mlp(layer)
-        return
-    kept_W = kept_units.repeat_interleave(mlp.num_channels // len(kept_units))
-    _keep_rows(mlp.gate, kept_W)
-    _keep_rows(mlp.up, kept_W)
-    _keep_columns(mlp.down, kept_W)
+
+
+def _cut_units(part: SubLayer, kept_units: Tensor) -> None:
+    units_K, num_units = kept_units.nonzero().flatten(), len(kept_units)
+    for projection in part.inputs:
+        _keep_rows(projection.linear, projection.rows_of(units_K, num_units))
+    _keep_columns(part.output, rows_of_units(units_K, part.output.in_features // num_units))
 
 
 def _keep_rows(linear: nn.Linear, kept_W: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgprune_lightning.masking.decoder_family import DecoderLayer
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 
 
 class StreamNorm(nn.Module):
@@ -55,8 +55,8 @@ class Shortcut(nn.Module):
 class ShortcutLayer(nn.Module):
     """A decoder layer with a change of basis on both of its residual connections.
 
-    Its sub-modules keep the names that they have in every family, so that whatever describes
-    decoder layers describes this one too.
+    Its sub-modules keep the names that they have in every family that is sliced, so that whatever
+    describes decoder layers describes this one too.
 
     Args:
         layer: The layer whose blocks have been rotated and sliced.
@@ -75,6 +75,7 @@ class ShortcutLayer(nn.Module):
         mlp_shortcut: Shortcut,
     ) -> None:
         super().__init__()
+        assert layer.mlp.module is not None
         self.input_layernorm = attention_norm
         self.self_attn = layer.attention.module
         self.attention_shortcut = attention_shortcut

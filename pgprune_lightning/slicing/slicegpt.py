@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking.decoder_family import DecoderLayer, backbone_of, decoder_layers
+from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.slicing.layer_calls import record_layer_calls
 from pgprune_lightning.slicing.shortcut_layer import Shortcut, ShortcutLayer, StreamNorm
 from pgprune_lightning.slicing.stream_width import (
@@ -69,7 +70,8 @@ def slice_model(
         The sliced model, of the dense one's dtype and device.
 
     Raises:
-        UserError: If not even a width of 1 fits, or there is no calibration batch.
+        UserError: If the model's family cannot be sliced, not even a width of 1 fits, or there is
+            no calibration batch.
 
     Source: Ashkboos et al. 2024 (SliceGPT), arXiv 2401.15024.
     Differs: The width follows from the parameters instead of a share of the hidden size, and is
@@ -89,11 +91,11 @@ def slice_model(
     calls = record_layer_calls(sliced, batches)
 
     embedded = [batch_calls[0].states_BTH for batch_calls in calls]
-    basis_HW = _principal_basis(embedded, layers[0].attention.norm, width)
+    basis_HW = _principal_basis(embedded, layers[0].attention.norms[0], width)
     stream = _Stream([states_BTH @ basis_HW.to(states_BTH) for states_BTH in embedded], basis_HW)
     _set_weight(embedding, embedding.weight.double() @ basis_HW)
     embedding.embedding_dim = width
-    norms_behind = [*(layer.attention.norm for layer in layers[1:]), final_norm]
+    norms_behind = [*(layer.attention.norms[0] for layer in layers[1:]), final_norm]
     backbone.layers = nn.ModuleList(
         _slice_layer(
             layer, norm_behind, stream, [of_batch[layer.index].arguments for of_batch in calls]
@@ -116,15 +118,16 @@ class _Stream:
 def _slice_layer(
     layer: DecoderLayer, norm_behind: nn.Module, stream: _Stream, arguments: list[dict[str, Any]]
 ) -> ShortcutLayer:
+    attention, mlp = residual_blocks(layer)
+
     def attend(normed_BTW: Tensor, batch: int) -> Tensor:
-        attended: Tensor = layer.attention.module(hidden_states=normed_BTW, **arguments[batch])[0]
+        attended: Tensor = attention.module(hidden_states=normed_BTW, **arguments[batch])[0]
         return attended
 
     def feed(normed_BTW: Tensor, _batch: int) -> Tensor:
-        changed: Tensor = layer.mlp.module(normed_BTW)
+        changed: Tensor = mlp.module(normed_BTW)
         return changed
 
-    attention, mlp = residual_blocks(layer)
     attention_shortcut = _slice_block(attention, mlp.norm, stream, attend)
     mlp_shortcut = _slice_block(mlp, norm_behind, stream, feed)
     attention_norm, mlp_norm = _stream_norm(attention.norm), _stream_norm(mlp.norm)

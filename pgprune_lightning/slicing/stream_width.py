@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers, family_of
+from pgprune_lightning.masking.sub_layer import DecoderLayer, SubLayer
+
+SLICED_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+"""Those whose stream can be rotated: RMSNorm in front of every block and of the vocabulary
+projection, and nothing else that the stream passes through."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,13 @@ class ResidualBlock:
 
 def residual_blocks(layer: DecoderLayer) -> tuple[ResidualBlock, ResidualBlock]:
     """The two blocks of a layer, in order."""
-    attention, mlp = layer.attention, layer.mlp
-    reading = (attention.query, attention.key, attention.value)
-    return (
-        ResidualBlock(attention.module, attention.norm, reading, attention.output),
-        ResidualBlock(mlp.module, mlp.norm, (mlp.gate, mlp.up), mlp.down),
-    )
+    return _block(layer.attention), _block(layer.mlp)
+
+
+def _block(part: SubLayer) -> ResidualBlock:
+    (norm,), module = part.norms, part.module
+    assert module is not None, "no family that is sliced has its projections in the layer itself"
+    return ResidualBlock(module, norm, tuple(p.linear for p in part.inputs), part.output)
 
 
 def largest_width(model: PreTrainedModel, max_parameters: int) -> int:
@@ -43,8 +49,14 @@ def largest_width(model: PreTrainedModel, max_parameters: int) -> int:
         The width, from 1 to the hidden size.
 
     Raises:
-        UserError: If not even a width of 1 fits.
+        UserError: If the model's family cannot be sliced, or not even a width of 1 fits.
     """
+    family = family_of(model.config).name
+    if family not in SLICED_FAMILIES:
+        raise UserError(
+            f"slicegpt: a model of the family {family} cannot be sliced; give one of "
+            f"{', '.join(SLICED_FAMILIES)}, or leave the method slicegpt out."
+        )
     hidden_size = weight_of(model.get_input_embeddings()).shape[1]
     widths = range(1, hidden_size + 1)
     fitting = bisect_right(

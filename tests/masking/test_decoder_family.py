@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BloomConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking import MultipliedExecution, decoder_layers, mask_space_of, token_nll
-from pgprune_lightning.masking.decoder_family import FAMILIES, family_of
+from pgprune_lightning.masking.decoder_family import FAMILIES, backbone_of, family_of
 from pgprune_lightning.masking.frozen_model import model_on_meta
 from pgprune_lightning.policy import MaskSpace
 from pgprune_lightning.slicing import cut_model
@@ -27,6 +27,8 @@ from tests.tiny_models import CONFIGS, make_tiny_model, masks_of, random_tokens
 # unit in the last place is 2e-7 in float32 and 0.016 in bfloat16.
 FLOAT32_TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 0.1
+
+OUTPUT_NAMES = ("o_proj", "down_proj")
 
 
 def logits_of(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
@@ -48,28 +50,34 @@ def assert_close(actual: Tensor, expected: Tensor, mask_name: str, tolerance: fl
 def zeroed_copy(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTrainedModel:
     """The slow and obvious way: write zeros into the weights that read a dropped unit."""
     reference = copy.deepcopy(model)
-    config = model.config
-    heads_per_group = config.num_attention_heads // config.num_key_value_heads
+    projections = output_projections(reference)
     for unit in range(space.num_units):
         layer, kind, index = space.locate(unit)
-        module = reference.model.layers[layer]
+        output, down = projections[layer]
         if mask_U[unit]:
             continue
-        if kind == "kv_group":
-            width = heads_per_group * module.self_attn.head_dim
-            module.self_attn.o_proj.weight[:, index * width : (index + 1) * width] = 0
-        elif kind == "mlp_channel":
-            width = config.intermediate_size // space.group(layer, kind).count
-            module.mlp.down_proj.weight[:, index * width : (index + 1) * width] = 0
+        if kind in ("kv_group", "mlp_channel"):
+            linear = output if kind == "kv_group" else down
+            width = linear.in_features // space.group(layer, kind).count
+            linear.weight[:, index * width : (index + 1) * width] = 0
         if kind in ("attention", "layer"):
-            module.self_attn.o_proj.weight.zero_()
+            output.weight.zero_()
         if kind in ("mlp", "layer"):
-            module.mlp.down_proj.weight.zero_()
-    for module in reference.model.layers:
-        for projection in (module.self_attn.o_proj, module.mlp.down_proj):
-            if projection.bias is not None and not projection.weight.any():
-                projection.bias.zero_()
+            down.weight.zero_()
+    for projection in (linear for pair in projections for linear in pair):
+        if projection.bias is not None and not projection.weight.any():
+            projection.bias.zero_()
     return reference
+
+
+def output_projections(model: PreTrainedModel) -> list[tuple[nn.Linear, nn.Linear]]:
+    """Each layer's projections out of its attention and out of its MLP, by their names."""
+    linears = [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in OUTPUT_NAMES and isinstance(module, nn.Linear)
+    ]
+    return list(zip(linears[::2], linears[1::2], strict=True))
 
 
 def test_every_family_is_in_the_suite() -> None:
@@ -148,9 +156,9 @@ def test_layers_are_described_in_order(family_model: PreTrainedModel) -> None:
     layers = decoder_layers(family_model)
     assert [layer.index for layer in layers] == [0, 1, 2]
     for layer in layers:
-        assert layer.module is family_model.model.layers[layer.index]
-        assert layer.attention.num_kv_groups == config.num_key_value_heads
-        assert layer.mlp.num_channels == config.intermediate_size
+        assert layer.module is backbone_of(family_model).layers[layer.index]
+        assert layer.attention.num_kv_groups == getattr(config, "num_key_value_heads", 4)
+        assert layer.mlp.num_channels == 24
 
 
 def test_unknown_family_names_the_known_ones() -> None:

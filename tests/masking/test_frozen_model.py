@@ -170,7 +170,7 @@ def test_truncated_gguf(tiny_gguf: Path, kept_bytes: int) -> None:
 @pytest.mark.slow
 def test_a_real_gguf(smollm2_gguf: Path, tmp_path: Path) -> None:
     model = load(smollm2_gguf, torch.bfloat16)
-    assert all(type(layer.mlp.down) is nn.Linear for layer in decoder_layers(model))
+    assert all(type(layer.mlp.output) is nn.Linear for layer in decoder_layers(model))
     assert getattr(model.config, "quantization_config", None) is None
     model.save_pretrained(tmp_path)
     again = load(tmp_path, torch.bfloat16)

@@ -149,14 +149,11 @@ def test_chunks_of_the_divergence_hold_the_logits_of_both_models(
     dense_NH = predicting_states(model, tokens_BT)
     with half_masked(model) as masked:
         expected = token_kl(masked, tokens_BT, dense_NH)
-        sizes: list[int] = []
-        model.lm_head.register_forward_hook(
-            lambda _module, _arguments, logits: sizes.append(logits.numel() // VOCABULARY)
-        )
         logits = {"cpu": tokens_per_chunk * VOCABULARY, "cuda": 1}
         monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", logits)
-        torch.testing.assert_close(
-            token_kl(masked, tokens_BT, dense_NH), expected, rtol=0, atol=1e-6
-        )
+        with LogitsRecorder(model.lm_head) as recorder:
+            found = token_kl(masked, tokens_BT, dense_NH)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    sizes = [tokens for tokens, _ in recorder.shapes]
     assert 2 * max(sizes) <= max(2, tokens_per_chunk)
     assert sum(sizes) == 2 * 2 * (NUM_TOKENS - 1)

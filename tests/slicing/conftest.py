@@ -1,4 +1,4 @@
-"""Greedy continuations of a random prompt."""
+"""Models of the families that are sliced, and greedy continuations of a random prompt."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny_models import random_tokens
+from tests.tiny_models import make_tiny_model, random_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@pytest.fixture(
+    scope="session",
+    params=["llama_mha", "llama_biased", "mistral_sliding", "qwen2_mixed", "qwen3"],
+)
+def sliceable(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A tiny model of each family that SliceGPT slices; a test must leave it as it was."""
+    return make_tiny_model(request.param)
 
 
 @pytest.fixture

@@ -31,21 +31,27 @@ def logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
         return model(tokens_BT, use_cache=False).logits
 
 
-def test_at_full_width_nothing_changes(family_model: PreTrainedModel) -> None:
-    sliced = slice_model(family_model, BATCHES, UNLIMITED)
-    assert sliced.width == family_model.config.hidden_size
+def test_at_full_width_nothing_changes(sliceable: PreTrainedModel) -> None:
+    sliced = slice_model(sliceable, BATCHES, UNLIMITED)
+    assert sliced.width == sliceable.config.hidden_size
     tokens_BT = random_tokens(rows=2, seed=2)  # not what the bases come from
     torch.testing.assert_close(
-        logits(sliced.model, tokens_BT), logits(family_model, tokens_BT), rtol=1e-4, atol=1e-4
+        logits(sliced.model, tokens_BT),
+        logits(sliceable, tokens_BT),
+        rtol=1e-4,
+        atol=1e-4,
     )
     torch.testing.assert_close(
-        token_nll(sliced.model, tokens_BT), token_nll(family_model, tokens_BT), rtol=1e-4, atol=1e-4
+        token_nll(sliced.model, tokens_BT),
+        token_nll(sliceable, tokens_BT),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
-def test_each_block_has_a_basis_of_its_own(family_model: PreTrainedModel) -> None:
+def test_each_block_has_a_basis_of_its_own(sliceable: PreTrainedModel) -> None:
     """With one basis for all, the shortcuts would be the identity and a test of them hollow."""
-    for layer in slice_model(family_model, BATCHES, UNLIMITED).model.model.layers:
+    for layer in slice_model(sliceable, BATCHES, UNLIMITED).model.model.layers:
         for shortcut in (layer.attention_shortcut, layer.mlp_shortcut):
             identity = torch.eye(len(shortcut.weight))
             assert (shortcut.weight - identity).abs().max() > 0.1
@@ -61,7 +67,7 @@ def confine(model: PreTrainedModel, basis_HD: Tensor) -> None:
     head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
     embedding.weight.copy_(embedding.weight @ projection_HH)
     for layer in decoder_layers(model):
-        for linear in (layer.attention.output, layer.mlp.down):
+        for linear in (layer.attention.output, layer.mlp.output):
             linear.weight.copy_(projection_HH @ linear.weight)
             if linear.bias is not None:
                 linear.bias.copy_(projection_HH @ linear.bias)
@@ -85,9 +91,9 @@ def test_deleting_what_carries_nothing_is_exact(
 
 
 @pytest.mark.parametrize("width", [32, 17, 1])
-def test_parameters_are_those_of_all_tensors(family_model: PreTrainedModel, width: int) -> None:
-    allowed = sliced_parameters(family_model, width)
-    sliced = slice_model(family_model, BATCHES, allowed)
+def test_parameters_are_those_of_all_tensors(sliceable: PreTrainedModel, width: int) -> None:
+    allowed = sliced_parameters(sliceable, width)
+    sliced = slice_model(sliceable, BATCHES, allowed)
     tensors = {id(value): value for value in sliced.model.state_dict().values()}
     assert sliced.num_parameters == sum(tensor.numel() for tensor in tensors.values()) == allowed
     assert sliced.width == width
@@ -96,15 +102,15 @@ def test_parameters_are_those_of_all_tensors(family_model: PreTrainedModel, widt
     assert not any(parameter.requires_grad for parameter in sliced.model.parameters())
 
 
-def test_the_dense_model_is_not_changed(family_model: PreTrainedModel) -> None:
-    before = {name: value.clone() for name, value in family_model.state_dict().items()}
-    tied = family_model.config.tie_word_embeddings
-    sliced = slice_model(family_model, BATCHES, sliced_parameters(family_model, 24))
+def test_the_dense_model_is_not_changed(sliceable: PreTrainedModel) -> None:
+    before = {name: value.clone() for name, value in sliceable.state_dict().items()}
+    tied = sliceable.config.tie_word_embeddings
+    sliced = slice_model(sliceable, BATCHES, sliced_parameters(sliceable, 24))
     for parameter in sliced.model.parameters():
         parameter.zero_()
-    assert family_model.config.tie_word_embeddings == tied
-    assert list(family_model.state_dict()) == list(before)
-    for name, value in family_model.state_dict().items():
+    assert sliceable.config.tie_word_embeddings == tied
+    assert list(sliceable.state_dict()) == list(before)
+    for name, value in sliceable.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
@@ -118,9 +124,9 @@ def test_bfloat16_stays(tiny_model: Callable[..., PreTrainedModel]) -> None:
 
 
 def test_generates_the_same_tokens_with_and_without_a_cache(
-    family_model: PreTrainedModel, continuation: Callable[..., Tensor]
+    sliceable: PreTrainedModel, continuation: Callable[..., Tensor]
 ) -> None:
-    sliced = slice_model(family_model, BATCHES, sliced_parameters(family_model, 24))
+    sliced = slice_model(sliceable, BATCHES, sliced_parameters(sliceable, 24))
     with_cache, without_cache = (continuation(sliced.model, use_cache=use) for use in (True, False))
     assert torch.equal(with_cache, without_cache)
 

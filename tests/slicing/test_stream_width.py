@@ -22,15 +22,24 @@ def test_counted_by_hand(tiny_model: Callable[..., PreTrainedModel]) -> None:
     assert sliced_parameters(tiny_model("llama_biased"), width) == expected + biases
 
 
-def test_the_widest_that_fits(family_model: PreTrainedModel) -> None:
+@pytest.mark.parametrize(("name", "family"), [("gemma", "Gemma"), ("gemma2", "Gemma 2")])
+def test_other_families_are_refused(
+    tiny_model: Callable[..., PreTrainedModel], name: str, family: str
+) -> None:
+    """Gemma's norms multiply by 1 + w, and its stream is scaled on the way in."""
+    with pytest.raises(UserError, match=f"slicegpt: .* {family} cannot be sliced; give .*Llama"):
+        largest_width(tiny_model(name), 10**9)
+
+
+def test_the_widest_that_fits(sliceable: PreTrainedModel) -> None:
     for width in (1, 15, 31):
-        cost = sliced_parameters(family_model, width)
-        assert largest_width(family_model, cost) == width
-        assert largest_width(family_model, sliced_parameters(family_model, width + 1) - 1) == width
-    assert largest_width(family_model, 10**9) == 32
-    assert largest_width(model_on_meta(family_model.config), cost) == 31
-    with pytest.raises(UserError, match=rf"takes {sliced_parameters(family_model, 1)}\. Give"):
-        largest_width(family_model, sliced_parameters(family_model, 1) - 1)
+        cost = sliced_parameters(sliceable, width)
+        assert largest_width(sliceable, cost) == width
+        assert largest_width(sliceable, sliced_parameters(sliceable, width + 1) - 1) == width
+    assert largest_width(sliceable, 10**9) == 32
+    assert largest_width(model_on_meta(sliceable.config), cost) == 31
+    with pytest.raises(UserError, match=rf"takes {sliced_parameters(sliceable, 1)}\. Give"):
+        largest_width(sliceable, sliced_parameters(sliceable, 1) - 1)
 
 
 def test_the_shortcuts_are_paid_for(tiny_model: Callable[..., PreTrainedModel]) -> None:
