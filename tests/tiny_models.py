@@ -8,6 +8,7 @@ Shapes: U units.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "sliding_window": NUM_TOKENS // 3,
     },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 12,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": NUM_TOKENS // 3,
+        "layer_types": _LAYER_TYPES,
+    },
+    "opt": {"model_type": "opt", "ffn_dim": 24, "tie_word_embeddings": True},
+    "opt_projected": {"model_type": "opt", "ffn_dim": 24, "word_embed_proj_dim": 20},
+    "gpt_neox": {"model_type": "gpt_neox"},
+    "gpt_neox_serial": {
+        "model_type": "gpt_neox",
+        "use_parallel_residual": False,
+        "attention_bias": False,
+    },
 }
 """One row a layout: what differs from the common sizes."""
 
@@ -91,13 +107,16 @@ def make_tiny_model(
 ) -> PreTrainedModel:
     """Build one of `CONFIGS` with seeded random weights, frozen; `overrides` go to its config."""
     # Not at the top: pytest reads this file before the environment says that we are offline.
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     from pgprune_lightning.masking.decoder_family import supported_attention
     from pgprune_lightning.masking.frozen_model import freeze
 
-    options = _COMMON | CONFIGS[name] | overrides
-    config = AutoConfig.for_model(**options)
+    options = CONFIGS[name] | overrides
+    config_class = CONFIG_MAPPING[options.pop("model_type")]
+    known = {field.name for field in dataclasses.fields(config_class)}
+    common = {option: value for option, value in _COMMON.items() if option in known}
+    config = config_class(**common | options)
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation=supported_attention(config, attention)
     )

@@ -32,6 +32,9 @@ class DecoderFamily:
         model_types: Values of `config.model_type` that have this layout.
         decoder: Path from the model without its vocabulary projection to the module that has the
             layers.
+        norms_in_front: The configuration's attribute that says whether norms stand in front of
+            sub-layers; empty: they always do. In the residual stream they serve all that follows,
+            and a layer cannot leave.
         attention: The module of the attention in a layer.
         attention_norms: Norms that serve the attention alone: the one in front, then the one
             behind where there is one.
@@ -52,6 +55,7 @@ class DecoderFamily:
     name: str
     model_types: tuple[str, ...]
     decoder: str = ""
+    norms_in_front: str = ""
     attention: str = "self_attn"
     attention_norms: tuple[str, ...] = ("input_layernorm",)
     attention_inputs: tuple[Fused, ...] = (
@@ -77,8 +81,8 @@ FAMILIES: tuple[DecoderFamily, ...] = (
     DecoderFamily("Qwen3", ("qwen3",)),
     DecoderFamily("Gemma", ("gemma",), needs_bos=True),
     DecoderFamily(
-        "Gemma 2",
-        ("gemma2",),
+        "Gemma 2 and 3",
+        ("gemma2", "gemma3_text"),
         attention_norms=("input_layernorm", "post_attention_layernorm"),
         mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
         needs_bos=True,
@@ -90,6 +94,30 @@ FAMILIES: tuple[DecoderFamily, ...] = (
         head_counts=(("config.num_attention_heads", "q"), ("num_key_value_heads", "k")),
         mlp_inputs=(("gate_up_proj", ("g", "u")),),
     ),
+    DecoderFamily(
+        "OPT",
+        ("opt",),
+        decoder="decoder",
+        norms_in_front="do_layer_norm_before",
+        attention_norms=("self_attn_layer_norm",),
+        attention_output="out_proj",
+        head_counts=(("num_heads", "q"),),
+        mlp="",
+        mlp_norms=("final_layer_norm",),
+        mlp_inputs=(("fc1", ("u",)),),
+        mlp_output="fc2",
+        mlp_width="ffn_dim",
+    ),
+    DecoderFamily(
+        "GPT-NeoX",
+        ("gpt_neox",),
+        attention="attention",
+        attention_inputs=(("query_key_value", ("qkv",)),),
+        attention_output="dense",
+        head_dim="head_size",
+        mlp_inputs=(("dense_h_to_4h", ("u",)),),
+        mlp_output="dense_4h_to_h",
+    ),
 )
 
 
@@ -97,15 +125,26 @@ def family_of(config: PreTrainedConfig) -> DecoderFamily:
     """Look up the family of a model by its configuration.
 
     Raises:
-        UserError: If the family cannot be pruned; the message names those that can.
+        UserError: If the family, or this variant of it, cannot be pruned; the message says what
+            can.
     """
     for family in FAMILIES:
         if config.model_type in family.model_types:
+            _refuse_norms_in_the_stream(family, config)
             return family
     raise UserError(
         f"base_model: models of type {config.model_type!r} cannot be pruned here. "
         f"Families that can: {family_names()} (and models that share their layout, such as Vicuna)."
     )
+
+
+def _refuse_norms_in_the_stream(family: DecoderFamily, config: PreTrainedConfig) -> None:
+    if family.norms_in_front and not getattr(config, family.norms_in_front):
+        raise UserError(
+            f"base_model: of {family.name} models, those with {family.norms_in_front} false (such "
+            "as opt-350m) cannot be pruned here: their norms stand in the residual stream. Give a "
+            "model of another size."
+        )
 
 
 def family_names() -> str:

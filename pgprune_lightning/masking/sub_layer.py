@@ -100,6 +100,11 @@ class Attention(SubLayer):
     head_dim: int
     head_counts: dict[str, int]
 
+    @property
+    def group_width(self) -> int:
+        """Columns of the output projection that belong to one KV group."""
+        return self.output.in_features // self.num_kv_groups
+
     def set_num_kv_groups(self, count: int) -> None:
         """Let the module's forward expect projections of as many KV groups."""
         for name, per_group in self.head_counts.items():

@@ -116,7 +116,8 @@ class PolicyGradientPruning(PolicyModule):
         initialization: How the first probabilities are found.
         dtype: Type of the frozen weights: `bfloat16`, `float16`, `float32`, or `auto` (bfloat16
             where the device computes in it natively). The policy is always float64.
-        attention: Attention implementation of transformers (`sdpa`, `eager`, ...).
+        attention: Attention implementation of transformers (`sdpa`, `eager`, ...). Models that cap
+            attention logits, such as Gemma 2, have no `sdpa`; `eager` takes its place.
         execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
             everything and multiplies it by the mask, `widened` does so for all masks of a step in
             one forward pass (on a GPU by CUDA graphs, for models too small to keep it busy),

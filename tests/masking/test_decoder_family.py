@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BloomConfig, PreTrainedModel
+from transformers import BloomConfig, OPTConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking import MultipliedExecution, decoder_layers, mask_space_of, token_nll
@@ -28,7 +28,7 @@ from tests.tiny_models import CONFIGS, make_tiny_model, masks_of, random_tokens
 FLOAT32_TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 0.1
 
-OUTPUT_NAMES = ("o_proj", "down_proj")
+OUTPUT_NAMES = ("o_proj", "out_proj", "dense", "down_proj", "fc2", "dense_4h_to_h")
 
 
 def logits_of(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
@@ -164,6 +164,11 @@ def test_layers_are_described_in_order(family_model: PreTrainedModel) -> None:
 def test_unknown_family_names_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'bloom'.*Llama, Mistral, Qwen2, Qwen3"):
         family_of(BloomConfig())
+
+
+def test_norms_in_the_residual_stream_are_refused() -> None:
+    with pytest.raises(UserError, match=r"do_layer_norm_before false .* cannot be pruned"):
+        family_of(OPTConfig(do_layer_norm_before=False))
 
 
 def test_packed_weights_are_refused() -> None:

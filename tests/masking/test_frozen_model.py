@@ -47,6 +47,13 @@ def test_loads_what_was_saved(folder: Path, tiny_model: Callable[..., PreTrained
     assert load(folder, torch.bfloat16).lm_head.weight.dtype == torch.bfloat16
 
 
+def test_capped_attention_logits_want_eager(
+    tmp_path: Path, tiny_model: Callable[..., PreTrainedModel]
+) -> None:
+    tiny_model("gemma2").save_pretrained(tmp_path)
+    assert load(tmp_path).config._attn_implementation == "eager"
+
+
 def test_nothing_of_it_can_learn(folder: Path) -> None:
     model = load(folder)
     with torch.enable_grad():

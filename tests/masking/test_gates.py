@@ -6,6 +6,7 @@ Shapes: U units.
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -15,10 +16,22 @@ from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import random_tokens
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("llama_biased", {}),
+        ("gemma2", {}),
+        ("opt", {"activation_function": "gelu"}),  # its ReLU has no slope at the kink
+    ],
+)
 def test_a_hard_gate_is_a_mask_and_its_gradient_a_difference(
-    tiny_model: Callable[..., PreTrainedModel], units: dict[str, Any]
+    tiny_model: Callable[..., PreTrainedModel],
+    name: str,
+    overrides: dict[str, Any],
+    units: dict[str, Any],
 ) -> None:
-    model = tiny_model("llama_biased").double()
+    """Also behind Gemma's norm, which would undo a gate in front of it, and on OPT's flat rows."""
+    model = tiny_model(name, **overrides).double()
     space = mask_space_of(model, **units)
     batch_BT = random_tokens(rows=2, tokens=12)
     generator = torch.Generator().manual_seed(3)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking import mask_space_of
-from pgprune_lightning.policy import UnitGroup, UnitKind
+from pgprune_lightning.masking.frozen_model import model_on_meta
+from pgprune_lightning.policy import MaskSpace, UnitGroup, UnitKind
 
 
 def test_costs_of_a_grouped_llama(tiny_model: Callable[..., PreTrainedModel]) -> None:
@@ -72,6 +74,72 @@ def test_neighbouring_channels_are_one_unit(tiny_model: Callable[..., PreTrained
         single[0],
         UnitGroup(0, "mlp_channel", 2, 24 // 8, 8 * single[1].unit_cost, single[1].remnant_cost),
     )
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], int, tuple[int, int]]] = {
+    "gemma-2b": (
+        {"model_type": "gemma", "num_hidden_layers": 18, "hidden_size": 2048}
+        | {"num_attention_heads": 8, "num_key_value_heads": 1, "intermediate_size": 16_384},
+        2_506_172_416,
+        (1, 16_384),
+    ),
+    "gemma-2-2b": ({"model_type": "gemma2"}, 2_614_341_888, (4, 9216)),
+    "gemma-3-1b": (
+        {"model_type": "gemma3_text", "num_hidden_layers": 26, "hidden_size": 1152}
+        | {"num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 6912}
+        | {"vocab_size": 262_144},
+        999_885_952,
+        (1, 6912),
+    ),
+    "Phi-3-mini": ({"model_type": "phi3"}, 3_821_079_552, (32, 8192)),
+    "Phi-3-medium": (
+        {"model_type": "phi3", "num_hidden_layers": 40, "hidden_size": 5120}
+        | {"num_attention_heads": 40, "num_key_value_heads": 10, "intermediate_size": 17_920},
+        13_960_238_080,
+        (10, 17_920),
+    ),
+    "opt-125m": ({"model_type": "opt"}, 125_239_296, (12, 3072)),
+    "pythia-160m": (
+        {"model_type": "gpt_neox", "num_hidden_layers": 12, "hidden_size": 768}
+        | {"num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 50_304},
+        162_322_944,
+        (12, 3072),
+    ),
+}
+"""What config.json of each says beside its type's defaults; parameters; KV groups and channels."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_sizes(name: str) -> None:
+    options, parameters, counts = PUBLISHED[name]
+    space = mask_space_of(
+        model_on_meta(AutoConfig.for_model(**options)), ["kv_group", "mlp_channel"]
+    )
+    assert space.total_parameters == parameters
+    assert {(first.count, second.count) for first, second in by_layer(space)} == {counts}
+
+
+def by_layer(space: MaskSpace) -> list[tuple[UnitGroup, UnitGroup]]:
+    return list(zip(space.groups[::2], space.groups[1::2], strict=True))
+
+
+def test_costs_of_fused_projections_and_a_second_norm(
+    tiny_model: Callable[..., PreTrainedModel],
+) -> None:
+    """Hidden 32, MLP 24, 4 heads of 8: fused rows cost what they would apart."""
+    kinds: list[UnitKind] = ["kv_group", "mlp_channel"]
+    spaces = {
+        name: mask_space_of(tiny_model(name), kinds)
+        for name in ("llama_gqa", "phi3", "gemma2", "opt", "gpt_neox")
+    }
+    assert spaces["phi3"].groups == spaces["llama_gqa"].groups
+    heads = 2 * 12 + 12 + 12 + 2 * 12  # of 12: rows of q, k, v; columns of o
+    assert spaces["gemma2"].groups[0] == UnitGroup(0, "kv_group", 0, 2, heads * 32, 2 * 32)
+    for name in ("opt", "gpt_neox"):
+        # Rows with their biases; biases of what adds to the stream leave last, with the norm's two.
+        attention = UnitGroup(0, "kv_group", 0, 4, 8 * (3 * 33 + 32), 32 + 2 * 32)
+        mlp = UnitGroup(0, "mlp_channel", 4, 24, 33 + 32, 32 + 2 * 32)
+        assert spaces[name].groups[:2] == (attention, mlp)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ def test_counted_by_hand(tiny_model: Callable[..., PreTrainedModel]) -> None:
     assert sliced_parameters(tiny_model("llama_biased"), width) == expected + biases
 
 
-@pytest.mark.parametrize(("name", "family"), [("gemma", "Gemma"), ("gemma2", "Gemma 2")])
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("gemma", "Gemma"), ("gemma2", "Gemma 2 and 3"), ("opt", "OPT"), ("phi3", "Phi-3")],
+)
 def test_other_families_are_refused(
     tiny_model: Callable[..., PreTrainedModel], name: str, family: str
 ) -> None:
