@@ -172,6 +172,9 @@ class PruningCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check model and budget before the run folder is touched or a text is read."""
         self.model.setup(self.config.subcommand)
+        data = self.config[self.config.subcommand].data
+        if data.bos_per_block is None:  # written down, so that the run says what it read
+            data.bos_per_block = self.datamodule.bos_per_block = self.model.needs_bos
         # Set here and not given to fit(), which the module would learn of too late.
         measured = self.config[self.config.subcommand].ckpt_path
         self.trainer.ckpt_path = measured if self.checkpoint is None else str(self.checkpoint)

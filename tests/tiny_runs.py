@@ -90,19 +90,19 @@ class TinyRun:
         return module
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """Write a tiny random Llama with a word-level tokenizer, as `save_pretrained` does."""
+def write_tiny_model(folder: Path, name: str = "llama_gqa") -> Path:
+    """Write one of `CONFIGS` with a word-level tokenizer, as `save_pretrained` does."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from tests.tiny_models import make_tiny_model
 
-    make_tiny_model("llama_gqa").save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(["<unk>", "</s>", *WORDS])}
+    make_tiny_model(name).save_pretrained(folder)
+    vocabulary = {word: index for index, word in enumerate(["<unk>", "</s>", *WORDS, "<s>"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>"
+        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", bos_token="<s>"
     )
     tokenizer.save_pretrained(folder)
     return folder

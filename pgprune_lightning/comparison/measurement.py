@@ -95,6 +95,6 @@ def _blocks(data: TokenBlocksDataModule, length: int, tokens: int | None) -> Tok
         source if tokens is None else replace(source, num_blocks=max(1, tokens // length)),
         data.load_tokenizer(),
         length,
-        bos_per_block=data.bos_per_block,
+        bos_per_block=bool(data.bos_per_block),
         cache_dir=data.cache_dir,
     )

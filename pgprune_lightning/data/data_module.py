@@ -42,7 +42,8 @@ class TokenBlocksDataModule(LightningDataModule):
         seed: Seed of the order of the training text, at least 0.
         cache_dir: Folder for token blocks; by default the environment variable PGPRUNE_CACHE, or
             pgprune_lightning in the user's cache folder.
-        bos_per_block: Begin every block with the BOS token, which some model families need.
+        bos_per_block: Begin every block with the BOS token; None: where the model's family needs
+            it, or perplexity is several times too high (Gemma).
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class TokenBlocksDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         cache_dir: str | None = None,
-        bos_per_block: bool = False,
+        bos_per_block: bool | None = None,
     ) -> None:
         super().__init__()
         self.train = train
@@ -107,6 +108,7 @@ class TokenBlocksDataModule(LightningDataModule):
         Raises:
             UserError: A text that is not optional is missing, cannot be read or is too short.
         """
+        self._choose_bos()
         stage = self.trainer.state.fn if self.trainer is not None else None
         self._blocks(build_token_blocks, self.train, training=True)
         if stage != "test":
@@ -125,6 +127,7 @@ class TokenBlocksDataModule(LightningDataModule):
         Args:
             stage: "fit", "validate" or "test"; None: all texts.
         """
+        self._choose_bos()
         self.train_blocks = self._open(self.train, training=True)
         if stage != "test":
             self.validation_blocks = self._open(self.validation)
@@ -185,6 +188,12 @@ class TokenBlocksDataModule(LightningDataModule):
         """The names of the test texts that are there, in the order of their loaders."""
         return [blocks.label for blocks in self.test_blocks]
 
+    def _choose_bos(self) -> None:
+        """Let the model that is trained say whether it needs the token, unless the user has."""
+        if self.bos_per_block is None:
+            module = getattr(self.trainer, "lightning_module", None)
+            self.bos_per_block = bool(getattr(module, "needs_bos", False))
+
     def _blocks(
         self, build_or_open: Callable[..., Blocks], source: TextSource, *, training: bool = False
     ) -> Blocks:
@@ -193,7 +202,7 @@ class TokenBlocksDataModule(LightningDataModule):
             self.load_tokenizer(),
             self.block_length if training else self.evaluation_block_length,
             seed=self.seed if training else None,
-            bos_per_block=self.bos_per_block,
+            bos_per_block=bool(self.bos_per_block),
             cache_dir=self.cache_dir,
         )
 

@@ -9,6 +9,9 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from pgprune_lightning.masking.decoder_family import family_of
+from pgprune_lightning.masking.frozen_model import load_model_config
+from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, MaskSpace
 from pgprune_lightning.training.budget_schedule import BudgetSchedule
@@ -26,6 +29,7 @@ class PolicyModule(LightningModule):
     What derives from it fills these in by the end of `setup`.
     """
 
+    source: ModelSource
     keep_ratio: float
     budget: BudgetScope
     protected_layers: list[int]
@@ -36,6 +40,11 @@ class PolicyModule(LightningModule):
     budgets: BudgetSchedule
     policy: MaskPolicy
     update_name: str
+
+    @property
+    def needs_bos(self) -> bool:
+        """Whether texts must begin with the BOS token, known before `setup`."""
+        return family_of(load_model_config(self.source)).needs_bos
 
     @property
     def space(self) -> MaskSpace:

@@ -13,6 +13,8 @@ from torch import Tensor
 from pgprune_lightning.data.batch_order import TrainingBatchSampler
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 
+BOS = 1001
+
 
 class _Recorder(LightningModule):
     """Writes down the batches it is given; its one weight moves once a batch."""
@@ -52,6 +54,25 @@ def _trainer(folder: Path, max_steps: int) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("needs_bos", "given", "begins"),
+    [(True, None, True), (False, None, False), (True, False, False), (False, True, True)],
+)
+def test_the_model_says_whether_blocks_begin_with_bos(
+    make_module: Callable[..., TokenBlocksDataModule],
+    tmp_path: Path,
+    needs_bos: bool,
+    given: bool | None,
+    begins: bool,
+) -> None:
+    """Unless the user does."""
+    data, model = make_module(bos_per_block=given), _Recorder()
+    model.needs_bos = needs_bos
+    _trainer(tmp_path, 2).fit(model, datamodule=data)
+    assert data.bos_per_block is begins
+    assert all((row[0] == BOS) == begins for row in model.trained[0])
 
 
 @pytest.fixture
