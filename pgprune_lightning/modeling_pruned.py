@@ -11,7 +11,9 @@ Shapes: B sequences, T tokens, H hidden.
 
 from __future__ import annotations
 
+import copy
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,12 +25,86 @@ FAMILY_STEMS = {
     "mistral": "Mistral",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
+    "phi3": "Phi3",
+    "opt": "OPT",
+    "gpt_neox": "GPTNeoX",
 }
 """What the names of a family's classes begin with, by `model_type`."""
+OTHER_NAMES = {"Gemma3TextForCausalLM": "Gemma3ForCausalLM"}
+"""Stock classes that are called otherwise."""
 PREFIX = "pruned_"
 """Of the `model_type` of a pruned model."""
 AUTO_CLASSES = {"Config": "AutoConfig", "Model": "AutoModel", "ForCausalLM": "AutoModelForCausalLM"}
 """By the end of the name of a class, what it is found through."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a family calls the parts of its decoder layers, where it is not what Llama does.
+
+    Args:
+        decoder: Path from the backbone to the module that has the layers.
+        attention: The attention of a layer.
+        attention_norms: Norms that leave a layer with its attention.
+        attention_inputs: Projections into the attention, and whose heads they make: of queries,
+            keys, values, or all of them.
+        attention_output: The projection out of it.
+        head_counts: The attention's attributes that count heads of queries, `q`, or of keys and
+            values, `k`; `config.NAME` is one of its configuration.
+        mlp: The MLP of a layer; empty where its projections lie in the layer itself.
+        mlp_norms: Norms that leave a layer with its MLP.
+        mlp_inputs: Projections into the MLP, and how many times its channels they make.
+        mlp_output: The projection out of it.
+    """
+
+    decoder: str = ""
+    attention: str = "self_attn"
+    attention_norms: tuple[str, ...] = ("input_layernorm",)
+    attention_inputs: tuple[tuple[str, str], ...] = (
+        *(("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v")),
+    )
+    attention_output: str = "o_proj"
+    head_counts: tuple[tuple[str, str], ...] = ()
+    mlp: str = "mlp"
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    mlp_inputs: tuple[tuple[str, int], ...] = (("gate_proj", 1), ("up_proj", 1))
+    mlp_output: str = "down_proj"
+
+
+_NORMS_BEHIND_TOO = Layout(
+    attention_norms=("input_layernorm", "post_attention_layernorm"),
+    mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
+LAYOUTS = {
+    "gemma2": _NORMS_BEHIND_TOO,
+    "gemma3_text": _NORMS_BEHIND_TOO,
+    "phi3": Layout(
+        attention_inputs=(("qkv_proj", "qkv"),),
+        head_counts=(("config.num_attention_heads", "q"), ("num_key_value_heads", "k")),
+        mlp_inputs=(("gate_up_proj", 2),),
+    ),
+    "opt": Layout(
+        decoder="decoder",
+        attention_norms=("self_attn_layer_norm",),
+        attention_output="out_proj",
+        head_counts=(("num_heads", "q"),),
+        mlp="",
+        mlp_norms=("final_layer_norm",),
+        mlp_inputs=(("fc1", 1),),
+        mlp_output="fc2",
+    ),
+    "gpt_neox": Layout(
+        attention="attention",
+        attention_inputs=(("query_key_value", "qkv"),),
+        attention_output="dense",
+        mlp_inputs=(("dense_h_to_4h", 1),),
+        mlp_output="dense_4h_to_h",
+    ),
+}
+"""By `model_type`; that of all others is Llama's."""
 
 
 class NoAttention(nn.Module):
@@ -43,14 +119,20 @@ class NoAttention(nn.Module):
         self.layer_idx = layer_idx
 
     def forward(
-        self, hidden_states: Tensor, *_: Any, past_key_values: Any = None, **__: Any
+        self,
+        hidden_states: Tensor,
+        *_: Any,
+        past_key_values: Any = None,
+        layer_past: Any = None,  # what GPT-NeoX calls it
+        **__: Any,
     ) -> tuple[Tensor, None]:
         """Return zeros in the place of the attention's output, and no attention weights."""
-        if past_key_values is not None:
+        cache = past_key_values if layer_past is None else layer_past
+        if cache is not None:
             # Positions and causal masks are counted by what the first layer has in the cache.
             batch_size, num_tokens = hidden_states.shape[:2]
             placeholder = hidden_states.new_zeros(batch_size, 1, num_tokens, 1)
-            past_key_values.update(placeholder, placeholder, self.layer_idx)
+            cache.update(placeholder, placeholder, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 
@@ -67,42 +149,69 @@ class NarrowedLayers:
 
     def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)  # type: ignore[call-arg]
-        narrow_layers(self.base_model, config.kept_widths)  # type: ignore[attr-defined]
+        layout = LAYOUTS.get(config.model_type.removeprefix(PREFIX), Layout())
+        narrow_layers(self.base_model, config.kept_widths, layout)  # type: ignore[attr-defined]
 
 
-def narrow_layers(backbone: nn.Module, kept_widths: list[list[int]]) -> None:
+def narrow_layers(backbone: nn.Module, kept_widths: list[list[int]], layout: Layout) -> None:
     """Take rows and columns from the projections of every layer; which ones, the weights decide.
 
     Args:
         backbone: The model without its vocabulary projection.
         kept_widths: For each layer query heads, key-value heads and MLP channels; 0 for a
-            sub-layer that is gone with its norm.
+            sub-layer that is gone with its norms.
+        layout: What its layers call their parts.
     """
-    layers: Any = backbone.get_submodule("layers")
+    layers: Any = backbone.get_submodule(layout.decoder).get_submodule("layers")
     for index, (layer, widths) in enumerate(zip(layers, kept_widths, strict=True)):
         query_heads, kv_heads, channels = widths
         if kv_heads:
-            _narrow_attention(layer.self_attn, query_heads, kv_heads)
+            attention = layer.get_submodule(layout.attention)
+            _narrow_attention(attention, query_heads, kv_heads, layout)
         else:
-            layer.self_attn, layer.input_layernorm = NoAttention(index), nn.Identity()
+            setattr(layer, layout.attention, NoAttention(index))
+            _remove_norms(layer, layout.attention_norms)
         if channels:
-            _narrow_mlp(layer.mlp, channels)
+            _narrow_mlp(layer.get_submodule(layout.mlp), channels, layout)
         else:
-            layer.mlp, layer.post_attention_layernorm = NoMlp(), nn.Identity()
+            _remove_mlp(layer, layout)
+            _remove_norms(layer, layout.mlp_norms)
 
 
-def _narrow_attention(attention: Any, query_heads: int, kv_heads: int) -> None:
-    width = query_heads * attention.head_dim
-    _narrow(attention.q_proj, rows=width)
-    for projection in (attention.k_proj, attention.v_proj):
-        _narrow(projection, rows=kv_heads * attention.head_dim)
-    _narrow(attention.o_proj, columns=width)
+def _remove_norms(layer: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        setattr(layer, name, nn.Identity())
 
 
-def _narrow_mlp(mlp: Any, channels: int) -> None:
-    for projection in (mlp.gate_proj, mlp.up_proj):
-        _narrow(projection, rows=channels)
-    _narrow(mlp.down_proj, columns=channels)
+def _remove_mlp(layer: nn.Module, layout: Layout) -> None:
+    if layout.mlp:
+        setattr(layer, layout.mlp, NoMlp())
+        return
+    for name, _ in layout.mlp_inputs:
+        setattr(layer, name, nn.Identity())
+    setattr(layer, layout.mlp_output, NoMlp())
+
+
+def _narrow_attention(attention: Any, query_heads: int, kv_heads: int, layout: Layout) -> None:
+    head_dim = getattr(attention, "head_dim", None) or attention.head_size
+    heads = {"q": query_heads, "k": kv_heads, "v": kv_heads}
+    for name, roles in layout.attention_inputs:
+        rows = sum(heads[role] for role in roles) * head_dim
+        _narrow(attention.get_submodule(name), rows=rows)
+    _narrow(attention.get_submodule(layout.attention_output), columns=query_heads * head_dim)
+    for name, role in layout.head_counts:
+        if name.startswith("config."):
+            # Layers share a configuration, and each has as many heads as it keeps.
+            attention.config = copy.copy(attention.config)
+            setattr(attention.config, name.removeprefix("config."), heads[role])
+        else:
+            setattr(attention, name, heads[role])
+
+
+def _narrow_mlp(mlp: Any, channels: int, layout: Layout) -> None:
+    for name, times in layout.mlp_inputs:
+        _narrow(mlp.get_submodule(name), rows=times * channels)
+    _narrow(mlp.get_submodule(layout.mlp_output), columns=channels)
 
 
 def _narrow(linear: nn.Linear, *, rows: int | None = None, columns: int | None = None) -> None:
@@ -130,7 +239,8 @@ def config_class(stem: str) -> Any:
 @functools.cache
 def model_class(stem: str, part: str) -> Any:
     """Make a family's class of the backbone, part `Model`, or of the whole, `ForCausalLM`."""
-    stock: Any = getattr(transformers, f"{stem}{part}")
+    name = f"{stem}{part}"
+    stock: Any = getattr(transformers, OTHER_NAMES.get(name, name))
 
     class Model(NarrowedLayers, stock):
         """A stock model whose layers are narrowed."""

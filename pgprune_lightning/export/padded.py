@@ -1,6 +1,6 @@
 """Format `padded`: every tensor keeps its shape, and what a mask drops is zero.
 
-Shapes: U units, W rows or columns of a projection.
+Shapes: U units, K dropped units, W their rows of a projection.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, Logits, PrunedModel
 from pgprune_lightning.export.hf import reloaded_logits
 from pgprune_lightning.export.widths import LayerWidths
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers
+from pgprune_lightning.masking.sub_layer import SubLayer, rows_of_units
 from pgprune_lightning.policy import MaskSpace
 
 
@@ -61,38 +62,20 @@ def padded_model(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> Pr
     mask_on_host_U = mask_U.cpu()
     layers = decoder_layers(padded)
     for group in space.groups:
-        layer = layers[group.layer]
         kept = mask_on_host_U[group.start : group.end]
-        if group.kind in ("kv_group", "attention", "layer"):
-            _zero_attention(layer, kept)
-        if group.kind in ("mlp_channel", "mlp", "layer"):
-            _zero_mlp(layer, kept)
+        for part in layers[group.layer].sub_layers_of(group.kind):
+            _zero(part, kept)
     return padded
 
 
-def _zero_attention(layer: DecoderLayer, kept: Tensor) -> None:
-    attention = layer.attention
-    for linear in (attention.query, attention.key, attention.value):
-        _zero_rows(linear, kept)
-    _zero_columns(attention.output, kept)
-
-
-def _zero_mlp(layer: DecoderLayer, kept: Tensor) -> None:
-    mlp = layer.mlp
-    for linear in (mlp.gate, mlp.up):
-        _zero_rows(linear, kept)
-    _zero_columns(mlp.down, kept)
-
-
-def _zero_rows(linear: nn.Linear, kept: Tensor) -> None:
-    dropped_W = ~kept.repeat_interleave(linear.out_features // len(kept)).to(linear.weight.device)
-    linear.weight[dropped_W] = 0
-    if linear.bias is not None:
-        linear.bias[dropped_W] = 0
-
-
-def _zero_columns(linear: nn.Linear, kept: Tensor) -> None:
-    dropped_W = ~kept.repeat_interleave(linear.in_features // len(kept)).to(linear.weight.device)
-    linear.weight[:, dropped_W] = 0
-    if not bool(kept.any()) and linear.bias is not None:
-        linear.bias.zero_()  # an empty sub-layer adds nothing, its bias neither
+def _zero(part: SubLayer, kept: Tensor) -> None:
+    dropped_K, num_units = (~kept).nonzero().flatten(), len(kept)
+    for projection in part.inputs:
+        rows_W, linear = projection.rows_of(dropped_K, num_units), projection.linear
+        linear.weight[rows_W] = 0
+        if linear.bias is not None:
+            linear.bias[rows_W] = 0
+    output = part.output
+    output.weight[:, rows_of_units(dropped_K, output.in_features // num_units)] = 0
+    if not bool(kept.any()) and output.bias is not None:
+        output.bias.zero_()  # an empty sub-layer adds nothing, its bias neither

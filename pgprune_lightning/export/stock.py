@@ -7,6 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from pgprune_lightning.export.widths import LayerWidths, are_equal
+from pgprune_lightning.masking.decoder_family import decoder_layers, family_of
+from pgprune_lightning.masking.frozen_model import model_on_meta
 
 _OF_THE_FILE = ("model_type", "architectures", "transformers_version", "auto_map")
 
@@ -36,10 +38,13 @@ def stock_config(
         "num_attention_heads": first.query_heads,
         "num_key_value_heads": first.kv_groups,
         "head_dim": _head_dim(config),
-        "intermediate_size": first.mlp_channels,
+        family_of(config).mlp_width: first.mlp_channels,
     }
     try:
-        return AutoConfig.for_model(config.model_type, **values)
+        stock = AutoConfig.for_model(config.model_type, **values)
+        if _heads(stock) == (first.query_heads, first.kv_groups, _head_dim(config)):
+            return stock
+        refusal = "its heads share the hidden size"
     except Exception as error:  # each family refuses what it cannot be in its own way
         refusal = str(error)
     if config.model_type == "llama" and not (values["attention_bias"] or values["mlp_bias"]):
@@ -47,6 +52,13 @@ def stock_config(
         return AutoConfig.for_model("mistral", **values | {"sliding_window": None})
     reason = " ".join(refusal.split())
     return f"{type(config).__name__} refuses {first.query_heads} query heads: {reason}"
+
+
+def _heads(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key-value heads and their width in a stock model, as it is built."""
+    attention = decoder_layers(model_on_meta(config))[0].attention
+    query_heads = attention.output.in_features // attention.head_dim
+    return query_heads, attention.num_kv_groups, attention.head_dim
 
 
 def described(config: PreTrainedConfig, widths: tuple[LayerWidths, ...]) -> dict[str, Any]:

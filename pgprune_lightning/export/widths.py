@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from pgprune_lightning.masking.decoder_family import DecoderLayer, decoder_layers
+from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.frozen_model import model_on_meta
+from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.policy import MaskSpace
 
 

@@ -132,7 +132,7 @@ def test_it_trains(uneven: Path) -> None:
     assert not without
 
 
-@pytest.mark.parametrize("name", ["llama_mha", "qwen2_mixed"])
+@pytest.mark.parametrize("name", ["llama_mha", "qwen2_mixed", "gemma3", "opt"])
 def test_a_fresh_process_without_this_package_loads_it(name: str, tmp_path: Path) -> None:
     """The weights, the cache and the tokenizer, with transformers and the folder alone."""
     cut = write_uneven(tmp_path / "model", name)
