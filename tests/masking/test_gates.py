@@ -58,6 +58,22 @@ def test_a_hard_gate_is_a_mask_and_its_gradient_a_difference(
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama_biased", "gemma2", "opt"])
+def test_half_a_gate_adds_half_of_a_sub_layer(
+    tiny_model: Callable[..., PreTrainedModel], name: str
+) -> None:
+    """In front of Gemma's norm it would add nearly all, and have next to no gradient."""
+    model = tiny_model(name)
+    space = mask_space_of(model, ["mlp"])
+    states = []
+    for gate in (0.0, 0.5, 1.0):
+        with gated(model, space, torch.full((1, 3), gate)):
+            output = model(random_tokens(), output_hidden_states=True)
+        states.append(output.hidden_states[1])
+    torch.testing.assert_close(states[1], (states[0] + states[2]) / 2, rtol=0, atol=1e-5)
+
+
 def test_the_gated_model_is_the_cut_one(
     tiny_model: Callable[..., PreTrainedModel], units: dict[str, Any]
 ) -> None:
