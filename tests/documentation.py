@@ -21,12 +21,6 @@ PAGES = sorted(
     ]
 )
 LIGHTNING_COMMANDS = ("fit", "validate", "test")
-ANNOUNCED = {"evaluate", "finetune", "report", "gguf", "decilm"}
-"""Commands and export formats that the pages may name before they are there."""
-ANNOUNCED_PAGES = {COMMAND_PAGES / f"{name}.md" for name in ANNOUNCED} | {
-    ROOT / "docs" / "wandb.md"
-}
-"""Pages that may be linked before they are there."""
 PROGRAM = "python -m pgprune_lightning "
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

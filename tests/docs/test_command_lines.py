@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.export.formats import FORMATS
 from tests.documentation import (
-    ANNOUNCED,
     PAGES,
     ROOT,
     commands,
@@ -36,9 +34,6 @@ def test_the_program_takes_it(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     page, (command, *words) = LINES[line]
-    missing = {command, *words} & (ANNOUNCED - {*commands(), *FORMATS})
-    if missing:
-        pytest.skip(f"{name_of(page)} names {', '.join(missing)}, which is not there yet")
     assert command in commands(), name_of(page)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path))
