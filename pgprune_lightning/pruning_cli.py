@@ -33,7 +33,7 @@ DESCRIPTION = (
     "Start with: pgprune fit --config configs/quickstart.yaml"
 )
 OTHER_COMMANDS = (
-    "More commands have options of their own (pgprune export --help, pgprune compare --help): "
+    "More commands have options of their own (pgprune compare --help, pgprune bench --help): "
     "report writes what runs have shown as one HTML page; "
     "export writes a plan's model in a format that others load; "
     "finetune trains adapters on an exported model; "
