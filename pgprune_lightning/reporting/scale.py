@@ -8,6 +8,9 @@ from dataclasses import dataclass
 LOGARITHMIC_FROM = 8.0
 """A logarithmic axis shows more than a linear one where values differ by more than this factor."""
 
+MOST_DECADES = 12
+"""Ticks on a logarithmic axis that spans more decades than anyone counts."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -41,7 +44,9 @@ class Scale:
             values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
             inside = [value for value in values if self.low <= value <= self.high]
             if len(inside) >= min(count, 4):
-                return inside
+                return (
+                    inside[:: math.ceil(len(inside) / MOST_DECADES)] if digits == (1,) else inside
+                )
         return inside if len(inside) > 1 else _round_steps(self.low, self.high, count)
 
     def _along(self, value: float) -> float:

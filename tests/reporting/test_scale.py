@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgprune_lightning.reporting.scale import Scale, fitted
@@ -14,6 +14,7 @@ def test_the_ends_are_where_they_belong() -> None:
 
 
 @given(st.lists(finite, min_size=1, max_size=8), st.booleans())
+@example(values=[1.0, 8.7e-109], from_zero=False)
 def test_every_value_and_every_tick_is_inside(values: list[float], from_zero: bool) -> None:
     values = [abs(value) for value in values] if from_zero else values
     scale = fitted(values, 0.0, 300.0, from_zero=from_zero)
