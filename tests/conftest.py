@@ -16,16 +16,20 @@ import pytest
 _LOOPBACK_NAMES = {"", "localhost", "localhost.localdomain", "ip6-localhost"}
 
 
+# Here and not in a hook: the conftest.py of a room that is named on the command line is read before
+# any hook is called, and what it imports reads the environment only then.
+CACHES = Path(tempfile.mkdtemp(prefix="pgprune-tests-"))
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HOME=str(CACHES / "huggingface"),
+    WANDB_MODE="offline",
+    PGPRUNE_CACHE=str(CACHES / "pgprune"),
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the environment before anything imports a library that reads it only at import."""
-    caches = Path(tempfile.mkdtemp(prefix="pgprune-tests-"))
-    config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))
-    os.environ.update(
-        HF_HUB_OFFLINE="1",
-        HF_HOME=str(caches / "huggingface"),
-        WANDB_MODE="offline",
-        PGPRUNE_CACHE=str(caches / "pgprune"),
-    )
+    """Remove the caches when all is done."""
+    config.add_cleanup(lambda: shutil.rmtree(CACHES, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

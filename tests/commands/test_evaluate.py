@@ -246,6 +246,16 @@ def test_a_table_that_is_there_is_not_overwritten_unasked(
     assert "decode, tokens/s" in output.with_suffix(".md").read_text()
 
 
+def _without_bos(model: Path, folder: Path) -> Path:
+    """A copy of a model whose tokenizer has no BOS token."""
+    shutil.copytree(model, folder)
+    file = folder / "tokenizer_config.json"
+    options = json.loads(file.read_text())
+    del options["bos_token"]
+    file.write_text(json.dumps(options))
+    return folder
+
+
 @pytest.mark.usefixtures("_no_weights")
 @pytest.mark.parametrize(
     ("given", "message"),
@@ -254,7 +264,7 @@ def test_a_table_that_is_there_is_not_overwritten_unasked(
         (["--model", "{model}", "{model}"], "two models are called"),
         (["--model", "{model}", "--texts", "{folder}/none.txt"], "no such file"),
         (["--model", "{model}", "--texts", "{text}", "--lengths", "4096"], "too short for one"),
-        (["--model", "{model}", "--texts", "{text}", "--bos-per-block", "always"], "no bos token"),
+        (["--model", "{no_bos}", "--texts", "{text}", "--bos-per-block", "always"], "no bos token"),
         (["--model", "{model}", "--texts", "{text}", "--stride", "2048"], "--stride"),
         (["--model", "{model}", "--zero-shot", "boolq"], "boolq"),
         (
@@ -277,7 +287,12 @@ def test_bad_input_is_refused_before_weights_are_loaded(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = {"folder": tmp_path, "model": tiny_model_folder, "text": tiny_texts / "test.txt"}
+    places = {
+        "folder": tmp_path,
+        "model": tiny_model_folder,
+        "no_bos": _without_bos(tiny_model_folder, tmp_path / "no-bos"),
+        "text": tiny_texts / "test.txt",
+    }
     arguments = [text.format(**places) for text in given]
     if "--output" not in arguments:
         arguments += ["--output", str(tmp_path / "result.json")]
