@@ -16,6 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+OF_THE_MACHINE = ("provenance", "seconds", "peak_memory_bytes")
+"""What of a summary no two runs have in common."""
+
 
 def _hash(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
@@ -71,7 +74,7 @@ def files_of(run_dir: Path) -> dict[str, Any]:
     checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint.pop("loops")  # how often Lightning has begun a loop
     return {
-        "summary": {k: v for k, v in summary.items() if k not in ("provenance", "seconds")},
+        "summary": {name: value for name, value in summary.items() if name not in OF_THE_MACHINE},
         "metrics": (run_dir / "metrics.csv").read_text(),
         "plans": {
             name: json.loads((run_dir / "plans" / name / "plan.json").read_text())
