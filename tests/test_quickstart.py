@@ -18,7 +18,7 @@ data:
       label: held out
       part: [0.9, 1.0]
       num_blocks: 8
-    - {path: no/such/dataset, label: left out, optional: true}
+    - {path: no/such/dataset, local_copy: null, label: left out, optional: true}
 trainer: {max_steps: 4, val_check_interval: 2}
 outcome_report: {sample_tokens: 4}
 """

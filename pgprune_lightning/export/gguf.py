@@ -20,7 +20,7 @@ from pgprune_lightning.export.widths import LayerWidths
 
 FILE_NAME = "model.gguf"
 
-_ROUNDING = {"f32": 1e-4, "f16": 0.03, "q8_0": 0.3}
+_ROUNDING = {"f32": 1e-4, "f16": 0.1, "q8_0": 0.3}
 """How far logits may differ, as a share of the largest: llama.cpp rounds activations as weights.
 
 SmolLM2-135M at a keep ratio of 0.7 differs by 3e-6, 0.006 and 0.08 on random tokens.

@@ -205,7 +205,7 @@ def test_a_pretrained_model_runs(smollm2_gguf: Path, tmp_path: Path) -> None:
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.7
     cut = cut_model(model, space, mask_U)
     tokens_BT = torch.randint(49152, (1, 64), generator=torch.Generator().manual_seed(1))
-    for quantization, most in (("f32", 1e-4), ("f16", 0.03)):
+    for quantization, most in (("f32", 1e-4), ("f16", 0.1)):
         found = difference(
             cut,
             tmp_path / f"{quantization}.gguf",
