@@ -47,12 +47,18 @@ def _stop(runs: WarmRuns, name: str, draw: random.Random, seconds: float, kind: 
     if statuses == [0, 0]:
         return None
     if not set(statuses) <= {75, -signal.SIGTERM}:
-        return f"stopped with {statuses}"
+        return f"stopped with {statuses}" + _last_words(runs, name, statuses)
     statuses, _ = _finish(_start(runs, name, "--resume=auto"))
     if any(statuses):
-        return f"resumed with {statuses}"
+        return f"resumed with {statuses}" + _last_words(runs, name, statuses)
     differences = [runs.difference(f"{name}@{rank}", f"whole@{rank}") for rank in RANKS]
     return "; ".join(filter(None, differences))
+
+
+def _last_words(runs: WarmRuns, name: str, statuses: list[int]) -> str:
+    """Where the ranks that hung did so, as their logs have it."""
+    hung = [rank for rank, status in zip(RANKS, statuses, strict=True) if status == -signal.SIGKILL]
+    return "".join(f"\n{runs.log(f'{name}@{rank}').read_text()[-4000:]}" for rank in hung)
 
 
 def _start(runs: WarmRuns, name: str, *options: str) -> list[int]:
