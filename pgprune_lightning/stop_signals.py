@@ -15,6 +15,9 @@ EXIT_PREEMPTED = 75
 """EX_TEMPFAIL: the same command, started again with `--resume auto`, goes on."""
 EXIT_INTERRUPTED = 130
 
+SECONDS_TO_END = 5.0
+"""How long a signal may wait for Python to notice it, where there is nothing to save."""
+
 STATUS_OF = {
     signal.SIGTERM: EXIT_PREEMPTED,
     signal.SIGUSR1: EXIT_PREEMPTED,
@@ -34,10 +37,49 @@ def exit_at_stop_signals() -> Iterator[None]:
         return
     before = {number: signal.signal(number, _exit) for number in STATUS_OF}
     try:
-        yield
+        with _ended_where_no_handler_runs():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _ended_where_no_handler_runs() -> Iterator[None]:
+    """End the program from another thread where the main one is held up outside of Python.
+
+    A rank that waits for another to connect waits half an hour, and runs no handler meanwhile.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(read, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        thread.join()
+        os.close(read)
+
+
+def _watch(read: int, over: threading.Event) -> None:
+    while received := os.read(read, 1):
+        number = received[0]
+        # Once the handler has run, or a run that saves has brought its own, it is theirs to end.
+        stuck = number in STATUS_OF and not over.wait(SECONDS_TO_END)
+        if stuck and signal.getsignal(number) is _exit:
+            os._exit(STATUS_OF[signal.Signals(number)])
+
+
+def _forget_watch() -> None:
+    signal.set_wakeup_fd(-1)  # the pipe is the parent's
+
+
+os.register_at_fork(after_in_child=_forget_watch)
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
