@@ -67,6 +67,12 @@ class Preemption(Checkpoint):
         del trainer, pl_module
         self._takes_steps = False
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """End as asked where another rank, asked too, has ended in the midst of what all do."""
+        del pl_module
+        if self._status and isinstance(exception, Exception) and trainer.world_size > 1:
+            raise SystemExit(self._status) from exception
+
     def _listen(self) -> None:
         for number in STATUS_OF:
             signal.signal(number, self._on_signal)

@@ -4,11 +4,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from callbacks import Preemption
 from pgprune_lightning.training import PolicyGradientPruning
 from tests.tiny_commands import TinyCommand
 
@@ -92,3 +94,13 @@ def test_a_signal_in_a_validation_waits_for_the_step_after_it(
     signals_in("on_validation_epoch_start", 3, signal.SIGUSR1)
     assert tiny_command("fit").status == 75
     assert last_step(tiny_command.run_dir) == 4
+
+
+def test_a_rank_left_behind_by_a_stopped_one_ends_as_asked() -> None:
+    preemption, gone = Preemption(), RuntimeError("the other rank is gone")
+    preemption.on_exception(SimpleNamespace(world_size=2), None, gone)  # nobody has asked it to
+    preemption._status = 75
+    preemption.on_exception(SimpleNamespace(world_size=1), None, gone)  # an error of its own
+    with pytest.raises(SystemExit) as end:
+        preemption.on_exception(SimpleNamespace(world_size=2), None, gone)
+    assert end.value.code == 75

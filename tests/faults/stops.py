@@ -46,7 +46,8 @@ def _stop(runs: WarmRuns, name: str, draw: random.Random, seconds: float, kind: 
     # Before the program runs, a process dies of the signal as any does.
     if statuses == [0, 0]:
         return None
-    if not set(statuses) <= {75, -signal.SIGTERM}:
+    # One rank may have ended before the signal, which the other got in its report.
+    if not set(statuses) <= {0, 75, -signal.SIGTERM}:
         return f"stopped with {statuses}" + _last_words(runs, name, statuses)
     statuses, _ = _finish(_start(runs, name, "--resume=auto"))
     if any(statuses):
@@ -56,9 +57,10 @@ def _stop(runs: WarmRuns, name: str, draw: random.Random, seconds: float, kind: 
 
 
 def _last_words(runs: WarmRuns, name: str, statuses: list[int]) -> str:
-    """Where the ranks that hung did so, as their logs have it."""
-    hung = [rank for rank, status in zip(RANKS, statuses, strict=True) if status == -signal.SIGKILL]
-    return "".join(f"\n{runs.log(f'{name}@{rank}').read_text()[-4000:]}" for rank in hung)
+    """What ranks that hung or failed have said last."""
+    bad = (-signal.SIGKILL, 1)
+    ranks = [rank for rank, status in zip(RANKS, statuses, strict=True) if status in bad]
+    return "".join(f"\n{runs.log(f'{name}@{rank}').read_text()[-4000:]}" for rank in ranks)
 
 
 def _start(runs: WarmRuns, name: str, *options: str) -> list[int]:
