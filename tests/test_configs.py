@@ -125,7 +125,7 @@ APPENDICES = {
 """What the experiments of an appendix change of the paper's recipe: this and nothing else."""
 
 
-SMALL_MODELS = {"smollm2_c4", "tiny_stories"}
+SMALL_MODELS = {"quickstart_forward_only", "smollm2_c4", "tiny_stories"}
 """Recipes for models that the paper did not prune."""
 
 WAYS_TO_LEARN = {"fast"}
