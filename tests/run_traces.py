@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-OF_THE_MACHINE = ("provenance", "seconds", "peak_memory_bytes")
+OF_THE_MACHINE = ("provenance", "seconds", "peak_memory_bytes", "memory_before_bytes")
 """What of a summary no two runs have in common."""
 
 

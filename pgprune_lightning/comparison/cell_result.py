@@ -57,8 +57,8 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
 
     Returns:
         Primitives: what `measure` gives; `parameters`, `parameters_share`, `seconds`,
-        `peak_memory_bytes`; `passes`, of 8 x 128 tokens, by what they were for, but for SliceGPT,
-        which runs the model layer by layer; and what they belong to.
+        `peak_memory_bytes`, `memory_before_bytes`; `passes`, of 8 x 128 tokens, by what they were
+        for, but for SliceGPT, which runs the model layer by layer; and what they belong to.
 
     Raises:
         UserError: If something has to be changed by the user.
@@ -80,6 +80,7 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         "parameters_share": pruned.parameters / dense_parameters,
         "seconds": pruned.meter.seconds,
         "peak_memory_bytes": pruned.meter.peak_memory_bytes,
+        "memory_before_bytes": pruned.meter.memory_before_bytes,
         "text": cli.datamodule.test[0].title,
         "base_model": environment.base_model.source,
         "max_positions": getattr(environment.model.config, "max_position_embeddings", None),

@@ -38,13 +38,18 @@ class MakingOfMask(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What has been taken so far."""
         seconds, peak = self.meter.lap()
-        passes = self.counter.state_dict()
-        return {"seconds": seconds, "peak_memory_bytes": peak, "passes": passes}
+        return {
+            "seconds": seconds,
+            "peak_memory_bytes": peak,
+            "memory_before_bytes": self.meter.memory_before_bytes,
+            "passes": self.counter.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.meter.seconds += state_dict["seconds"]
         self.meter.peak_memory_bytes = state_dict["peak_memory_bytes"]
+        self.meter.memory_before_bytes = state_dict.get("memory_before_bytes")
         self.counter.load_state_dict(state_dict["passes"])
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

@@ -127,7 +127,9 @@ def summarized(results: list[Results]) -> Summary:
     Returns:
         `recipes.NAME.SETTING` with `perplexity`, one a seed; `passes`, forward ones of 8 x 128
         tokens of initialisation and training, with those of each, `validation_passes` and
-        `backward_passes` beside them; `seconds` and the greatest `peak_memory_bytes`.
+        `backward_passes` beside them; `seconds`; the greatest `peak_memory_bytes`, of the whole
+        process where the device is not CUDA, and `peak_memory_over_model_bytes`, less what the
+        loaded model and the program take.
     """
     recipes: dict[str, dict[str, Any]] = {}
     for comparison in results:
@@ -154,12 +156,18 @@ def _rows(comparison: Results) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def _row(entry: dict[str, Any], perplexity: str) -> dict[str, Any]:
     seeds = entry["seeds"]
     peaks = [seed["peak_memory_bytes"] for seed in seeds if seed.get("peak_memory_bytes")]
+    added = [
+        seed["peak_memory_bytes"] - seed["memory_before_bytes"]
+        for seed in seeds
+        if seed.get("peak_memory_bytes") and seed.get("memory_before_bytes")
+    ]
     row = {
         "kind": entry["kind"],
         "seeds": [seed["seed"] for seed in seeds],
         "perplexity": [seed[perplexity] for seed in seeds],
         "seconds": entry["seconds"],
         "peak_memory_bytes": max(peaks, default=None),
+        "peak_memory_over_model_bytes": max(added, default=None),
         "parameters": entry["parameters"],
     }
     if "validation_perplexity" in entry:

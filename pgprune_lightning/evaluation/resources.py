@@ -24,11 +24,13 @@ class ResourceMeter:
     Attributes:
         seconds: Wall time of the spans that have ended.
         peak_memory_bytes: Greatest memory in any of them; None where the system does not tell.
+        memory_before_bytes: Least memory when one began, such as that of the model; or None.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.peak_memory_bytes: int | None = None
+        self.memory_before_bytes: int | None = None
         self._peak: _CudaPeak | _ResidentPeak | None = None
         self._start = 0.0
 
@@ -39,6 +41,8 @@ class ResourceMeter:
             device: Where the work is done.
         """
         assert self._peak is None, "the span has begun"
+        before = [b for b in (self.memory_before_bytes, memory_in_use(device)) if b is not None]
+        self.memory_before_bytes = min(before, default=None)
         self._peak = _CudaPeak(device) if device.type == "cuda" else _ResidentPeak()
         self._start = time.perf_counter()
 

@@ -18,6 +18,10 @@ from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.masking.gates import gate_gradient, gated
 from pgprune_lightning.policy.mask_space import UnitKind
 
+TOKENS_AT_ONCE = 256
+"""At most, but for one long sequence: every activation of every layer is held for them. More would
+be no faster on a GPU with a large model, and a fifth faster on a CPU for three times the memory."""
+
 GATED_KINDS: tuple[UnitKind, ...] = (*PROJECTIONS, "layer")
 
 
@@ -50,6 +54,11 @@ def gradients_at(inputs: MetricInputs, mask_U: Tensor, batch_BT: Tensor) -> Tens
     Returns:
         Gradients, (B, U), float64, CPU, as `gate_gradients` yields them.
     """
+    parts = batch_BT.split(max(1, TOKENS_AT_ONCE // batch_BT.shape[1]))
+    return torch.cat([_gradients_together(inputs, mask_U, part_BT) for part_BT in parts])
+
+
+def _gradients_together(inputs: MetricInputs, mask_U: Tensor, batch_BT: Tensor) -> Tensor:
     gates_U = mask_U.to(batch_BT.device, torch.float32)
     gates_BU = gates_U.repeat(len(batch_BT), 1).requires_grad_()
     # The caller may be within no_grad, as whatever only reads the model is.

@@ -20,10 +20,12 @@ PASSES = {"initialization": 2.0, "training": 10.0, "validation": 3.0, "backward"
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    seeds = [
-        {"seed": 0, "perplexity_16": 20.0, "peak_memory_bytes": 5, "validation_perplexity": 19.0},
-        {"seed": 1, "perplexity_16": 30.0, "peak_memory_bytes": 7, "validation_perplexity": 29.0},
+    seeds: list[dict[str, Any]] = [
+        {"seed": 0, "perplexity_16": 20.0, "validation_perplexity": 19.0},
+        {"seed": 1, "perplexity_16": 30.0, "validation_perplexity": 29.0},
     ]
+    seeds[0] |= {"peak_memory_bytes": 6, "memory_before_bytes": 2}
+    seeds[1] |= {"peak_memory_bytes": 7, "memory_before_bytes": 4}
     values = {"kind": "learned", "seconds": 41.6, "parameters": 100, "validation_perplexity": 24.0}
     return values | {"seeds": seeds, "passes": PASSES} | changes
 
@@ -49,6 +51,7 @@ def test_the_summary_has_a_value_for_each_seed_and_names_all_passes() -> None:
         "validation_perplexity": [19.0, 29.0],
         "seconds": 41.6,
         "peak_memory_bytes": 7,
+        "peak_memory_over_model_bytes": 4,
         "parameters": 100,
         "passes": 12.0,
         "initialization_passes": 2.0,
@@ -58,6 +61,7 @@ def test_the_summary_has_a_value_for_each_seed_and_names_all_passes() -> None:
     }
     assert summary["recipes"]["dense"]["0.6"]["perplexity"] == [None]
     assert summary["recipes"]["dense"]["0.6"]["peak_memory_bytes"] is None
+    assert summary["recipes"]["dense"]["0.6"]["peak_memory_over_model_bytes"] is None
 
 
 def test_time_is_given_by_setting(experiment_file: Callable[..., Path]) -> None:

@@ -60,6 +60,23 @@ def test_a_lap_does_not_end_the_span() -> None:
     assert meter.peak_memory_bytes == peak or peak is not None
 
 
+def test_what_was_there_before_is_told_apart() -> None:
+    held = bytearray(MEBIBYTES_200)
+    held[::4096] = b"1" * len(held[::4096])
+    meter = ResourceMeter()
+    meter.start(CPU)
+    meter.stop()
+    if meter.memory_before_bytes is None or meter.peak_memory_bytes is None:
+        pytest.skip("this system does not tell the resident size")
+    assert meter.memory_before_bytes > len(held)
+    assert meter.peak_memory_bytes - meter.memory_before_bytes < MEBIBYTES_200 / 10
+    first = meter.memory_before_bytes
+    del held
+    meter.start(CPU)
+    meter.stop()
+    assert meter.memory_before_bytes < first - 0.9 * MEBIBYTES_200, "the least of all spans"
+
+
 def test_a_system_that_does_not_tell_gives_none(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +86,7 @@ def test_a_system_that_does_not_tell_gives_none(
     meter.start(CPU)
     meter.stop()
     assert meter.peak_memory_bytes is None
+    assert meter.memory_before_bytes is None
 
 
 @pytest.mark.gpu
@@ -80,4 +98,5 @@ def test_on_a_gpu_the_peak_is_what_was_allocated() -> None:
     block = torch.zeros(MEBIBYTES_200, dtype=torch.uint8, device=device)
     del block
     meter.stop()
+    assert meter.memory_before_bytes == before
     assert meter.peak_memory_bytes == before + MEBIBYTES_200

@@ -105,6 +105,27 @@ def test_half_precision_comes_near(metric_inputs: Callable[..., MetricInputs]) -
     assert similarity_N.min() > 0.99
 
 
+@pytest.mark.parametrize(
+    ("tokens", "rows_together"), [(25, [2, 2, 1]), (24, [2, 2, 1]), (11, [1] * 5)]
+)
+def test_activations_are_held_for_few_tokens_at_once(
+    metric_inputs: Callable[..., MetricInputs],
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    rows_together: list[int],
+) -> None:
+    inputs = metric_inputs(["kv_group", "mlp_channel"], [random_tokens(rows=5, tokens=12)])
+    (whole_BU,) = gate_gradients(inputs)
+    rows: list[int] = []
+    inputs.model.get_input_embeddings().register_forward_hook(
+        lambda _module, arguments, _output: rows.append(len(arguments[0]))
+    )
+    monkeypatch.setattr("pgprune_lightning.initialization.gate_gradients.TOKENS_AT_ONCE", tokens)
+    (parts_BU,) = gate_gradients(inputs)
+    assert rows == rows_together
+    torch.testing.assert_close(parts_BU, whole_BU, rtol=1e-4, atol=1e-9)
+
+
 def test_no_calibration_data(metric_inputs: Callable[..., MetricInputs]) -> None:
     with pytest.raises(UserError, match="no sequence to measure on"):
         list(gate_gradients(metric_inputs(["kv_group"], [])))
