@@ -28,7 +28,7 @@ OPTIONS = {
         probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
         shard round_to tensor_parallel""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
-        num_blocks refine_rounds plan scores""",
+        num_blocks refine_steps plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
         evaluation_batch_size num_workers cache_dir bos_per_block""",
     "data.train.": TEXT_SOURCE,

@@ -81,8 +81,8 @@ class Initialization:
             budget, as the authors' code does; otherwise the mean is about one half.
         constant: score_const: probability of the units that the metric keeps, in (0.5, 1].
         num_blocks: Calibration sequences that the metric is measured on.
-        refine_rounds: Steps that then move the importance along the gradients of gates at the mask
-            it leads to, with backward passes; they share out num_blocks.
+        refine_steps: Steps that then move the importance along the gradients of gates at the masks
+            it leads to, with a backward pass of 4 sequences each, of these num_blocks in turn.
         plan: Start from the probabilities of this pruning plan instead of a metric: a plan's
             folder, or a run's, whose best plan is taken.
         scores: Take the importance from this safetensors file instead of a metric: one tensor
@@ -97,7 +97,7 @@ class Initialization:
     shift_to_budget: bool = True
     constant: float = 0.8
     num_blocks: int = 128
-    refine_rounds: int = 0
+    refine_steps: int = 0
     plan: str | None = None
     scores: str | None = None
 
@@ -113,23 +113,23 @@ class Initialization:
             )
         if self.num_blocks < 1:
             raise UserError(f"initialization.num_blocks: must be at least 1: {self.num_blocks}.")
-        check_refinement(self.refine_rounds, self.num_blocks)
+        check_refinement(self.refine_steps, self.num_blocks)
         if self.plan is not None and self.scores is not None:
             raise UserError("initialization: plan and scores both say where to start; give one.")
-        if self.plan is not None and self.refine_rounds:
-            raise UserError("initialization: a plan is started from as it is; leave refine_rounds.")
+        if self.plan is not None and self.refine_steps:
+            raise UserError("initialization: a plan is started from as it is; leave refine_steps.")
 
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
         measures = self.plan is None and self.scores is None
-        return self.refine_rounds > 0 or (measures and METRICS[self.metric].reads_text)
+        return self.refine_steps > 0 or (measures and METRICS[self.metric].reads_text)
 
     @property
     def needs_gradients(self) -> bool:
         """Whether a backward pass is taken."""
         measures = self.plan is None and self.scores is None
-        return self.refine_rounds > 0 or (measures and METRICS[self.metric].needs_gradients)
+        return self.refine_steps > 0 or (measures and METRICS[self.metric].needs_gradients)
 
     def check_units(self, space: MaskSpace) -> None:
         """Check that every unit can be given an importance, before a model is loaded.
@@ -144,7 +144,7 @@ class Initialization:
             load_scores(self.scores, space)
         elif self.plan is None:
             check_kinds(self.metric, space)
-        if self.refine_rounds:
+        if self.refine_steps:
             check_refined_kinds(space)
 
 
@@ -178,9 +178,9 @@ def refined_importance(
         UserError: As `initial_probabilities`.
     """
     normalized_U = normalized_importance(options, inputs)
-    if options.refine_rounds == 0:
+    if options.refine_steps == 0:
         return normalized_U
-    return refined(normalized_U, inputs, feasible_set, options.refine_rounds)
+    return refined(normalized_U, inputs, feasible_set, options.refine_steps)
 
 
 def probabilities_of(

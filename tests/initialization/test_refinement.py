@@ -1,4 +1,4 @@
-"""Steps along gradients at a mask: the gradients, how far they go, and that the mask is better.
+"""Steps along gradients at a mask: the gradients, the steps, and that the mask is better.
 
 Shapes: U units.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.initialization import Initialization, refinement
 from pgprune_lightning.initialization.gate_gradients import gradients_at
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.initialization.refinement import refined, step_direction
+from pgprune_lightning.initialization.refinement import refined
 from pgprune_lightning.masking import MultipliedExecution
 from pgprune_lightning.masking.gates import gated
 from pgprune_lightning.masking.token_loss import token_nll
@@ -30,10 +30,52 @@ TOKENS = random_tokens(rows=16)
 BOTH_KINDS = ["kv_group", "mlp_channel"]
 
 
-def test_the_direction_is_how_far_sequences_agree() -> None:
-    gradients_BU = torch.tensor([[-2.0, 1.0, 3.0, 0.0], [-2.0, -1.0, 1.0, 0.0]])
-    direction_U = step_direction(gradients_BU.mean(0), gradients_BU.square().mean(0))
-    torch.testing.assert_close(direction_U, torch.tensor([1.0, 0.0, -2 / 5**0.5, 0.0]))
+def test_the_steps_are_those_of_adam(
+    metric_inputs: Callable[..., MetricInputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the mask is, here its gradient is known; torch's optimizer takes the same steps."""
+    inputs = metric_inputs(BOTH_KINDS, [TOKENS])
+    num_units = inputs.space.num_units
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(num_units, generator=generator).double() for _ in range(5)]
+    gradients = [gradient_U * 1e-5 for gradient_U in gradients]
+    left, losses = list(gradients), [2.0, 1.0]
+    monkeypatch.setattr(refinement, "gradients_at", lambda *_: left.pop(0)[None])
+    monkeypatch.setattr(refinement, "_mean_loss", lambda *_: losses.pop(0))
+    start_U = torch.randn(num_units, generator=generator, dtype=torch.float64)
+    found_U = refined(start_U, inputs, FeasibleSet(inputs.space, 0.5), steps=5)
+
+    expected = torch.nn.Parameter(start_U.clone())
+    optimizer = torch.optim.Adam([expected], lr=refinement.STEP_SIZE, betas=(0.9, 0.99), eps=1e-300)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+    for gradient_U in gradients:
+        expected.grad = gradient_U
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(found_U, expected.detach())
+
+
+def test_sequences_are_read_in_turn_and_those_that_judge_are_not(
+    metric_inputs: Callable[..., MetricInputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = metric_inputs(BOTH_KINDS, [TOKENS[:9], TOKENS[9:]])
+    read, judged = [], []
+
+    def gradients(_inputs: MetricInputs, mask_U: Tensor, batch_BT: Tensor) -> Tensor:
+        read.append(batch_BT)
+        return torch.zeros(len(batch_BT), len(mask_U), dtype=torch.float64)
+
+    def loss(_inputs: MetricInputs, _mask_U: Tensor, tokens_NT: Tensor) -> float:
+        judged.append(tokens_NT)
+        return 1.0
+
+    monkeypatch.setattr(refinement, "gradients_at", gradients)
+    monkeypatch.setattr(refinement, "_mean_loss", loss)
+    start_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
+    refined(start_U, inputs, FeasibleSet(inputs.space, 0.5), steps=4)
+    # 16 sequences: 14 for the steps, of 4 each, and 2.
+    assert torch.equal(torch.cat(read), TOKENS[[*range(14), 0, 1]])
+    assert all(torch.equal(tokens_NT, TOKENS[14:]) for tokens_NT in judged)
 
 
 def test_gradients_at_a_mask_are_those_of_finite_differences(
@@ -65,7 +107,7 @@ def test_the_mask_that_is_found_has_a_lower_loss(
     feasible_set = FeasibleSet(inputs.space, 0.5, scope="parameters")
     generator = torch.Generator().manual_seed(0)
     start_U = torch.randn(inputs.space.num_units, generator=generator, dtype=torch.float64)
-    found_U = refined(start_U, inputs, feasible_set, rounds=2)
+    found_U = refined(start_U, inputs, feasible_set, steps=8)
     execution = MultipliedExecution(inputs.model, inputs.space)
 
     def loss(ranking_U: Tensor) -> float:
@@ -78,25 +120,24 @@ def test_the_mask_that_is_found_has_a_lower_loss(
 def test_where_nothing_helps_the_metric_stays(
     metric_inputs: Callable[..., MetricInputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mask there is is judged beside those proposed."""
-    from pgprune_lightning.initialization import refinement
-
     inputs = metric_inputs(BOTH_KINDS, [TOKENS])
     feasible_set = FeasibleSet(inputs.space, 0.5)
     start_U = torch.arange(inputs.space.num_units, dtype=torch.float64)
     best_U = feasible_set.deterministic_mask(start_U)
+    monkeypatch.setattr(refinement, "STEP_SIZE", 1e3)
     monkeypatch.setattr(
-        refinement,
-        "_mean_loss",
-        lambda _inputs, mask_U, *_: float((mask_U != best_U).sum()),
+        refinement, "_mean_loss", lambda _inputs, mask_U, _tokens: float((mask_U != best_U).sum())
     )
-    assert torch.equal(refined(start_U, inputs, feasible_set, rounds=3), start_U)
+    assert torch.equal(refined(start_U, inputs, feasible_set, steps=3), start_U)
 
 
-def test_a_run_starts_from_it(tiny_run: TinyRun) -> None:
-    def ranking(rounds: int) -> Tensor:
+def test_a_run_starts_from_it(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = [2.0, 1.0]
+    monkeypatch.setattr(refinement, "_mean_loss", lambda *_: losses.pop(0))
+
+    def ranking(steps: int) -> Tensor:
         options = Initialization(
-            metric="fisher", normalization="per_parameter", num_blocks=16, refine_rounds=rounds
+            metric="fisher", normalization="per_parameter", num_blocks=16, refine_steps=steps
         )
         module = tiny_run.module(initialization=options, budget="parameters", lr=1e-9)
         tiny_run.trainer(max_steps=1).fit(module, datamodule=tiny_run.datamodule())
@@ -110,21 +151,21 @@ def test_gradients_that_are_not_finite_are_refused(
 ) -> None:
     inputs = metric_inputs(["mlp_channel"], [TOKENS])
     inputs.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
-    with pytest.raises(UserError, match=r"refine_rounds: a gradient is not finite"):
+    with pytest.raises(UserError, match=r"refine_steps: a gradient is not finite"):
         refined(
             torch.zeros(inputs.space.num_units, dtype=torch.float64),
             inputs,
             FeasibleSet(inputs.space, 0.5),
-            rounds=1,
+            steps=1,
         )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"refine_rounds": -1}, "0 rounds or more"),
-        ({"refine_rounds": 3, "num_blocks": 11}, "need 4 each"),
-        ({"refine_rounds": 1, "plan": "p"}, "a plan is started from as it is"),
+        ({"refine_steps": -1}, "0 steps or more"),
+        ({"refine_steps": 3, "num_blocks": 1}, "one to judge them by"),
+        ({"refine_steps": 1, "plan": "p"}, "a plan is started from as it is"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, object], message: str) -> None:
