@@ -19,6 +19,7 @@ from pgprune_lightning.commands import (
 from pgprune_lightning.console import EXIT_USER_ERROR, print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.pruning_cli import run_command
+from pgprune_lightning.stop_signals import EXIT_INTERRUPTED
 
 OWN_COMMANDS = {
     "bench": bench.main,
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; None: `sys.argv`.
 
     Returns:
-        The exit status: 0, or 2 for an error that the user can act on.
+        The exit status: 0, 2 for an error that the user can act on, or 130 after Ctrl-C in a
+        command that has nothing to save; `fit` and `finetune` answer it themselves.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "or make it writable, and go on with --resume auto."
         )
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print_error("stopped by Ctrl-C.")
+        return EXIT_INTERRUPTED
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -293,6 +294,23 @@ def test_the_program_runs_as_a_module() -> None:
     assert run.returncode == 2
     assert run.stderr.startswith("error: ")
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_a_command_in_one_line() -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-u", "-m", "pgprune_lightning", "bench", "--shape", "smollm2-135m"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    assert "smollm2-135m" in run.stdout.readline()  # it works
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert errors.splitlines()[-1].startswith("error: stopped by Ctrl-C")
+    assert "Traceback" not in errors
 
 
 def _policy(run_dir: Path) -> torch.Tensor:
