@@ -16,6 +16,7 @@ from pgprune_lightning.comparison.estimator_study import Study, summarized, with
 from pgprune_lightning.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ESTIMATORS = CONFIGS / "experiments" / "estimators"
 PASSES = {"initialization": 2.0, "training": 10.0, "validation": 3.0, "backward": 2.0}
 
 
@@ -156,7 +157,7 @@ def test_the_recipes_keep_their_order_on_a_trained_model(
     Measured: 599 at the start, 158 (126 to 202), and 89 (73 to 106).
     """
     monkeypatch.setenv("PGPRUNE_DATA", str(pgprune_data))
-    config = CONFIGS / "experiments" / "estimators" / "tiny.yaml"
+    config = ESTIMATORS / "tiny.yaml"
     assert main(["study", "--recipes", str(config), "--output", str(tmp_path)]) == 0
     recipes: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())["recipes"]
     rows = {name: by_ratio["0.5"] for name, by_ratio in recipes.items()}
@@ -166,3 +167,23 @@ def test_the_recipes_keep_their_order_on_a_trained_model(
     assert rows["fast"]["training_passes"] == rows["paper"]["training_passes"]
     assert statistics.geometric_mean(fast) < 0.8 * statistics.geometric_mean(paper)
     assert max(paper) < 0.7 * start
+
+
+@pytest.mark.slow
+def test_every_row_by_back_propagation_runs_as_its_file_says(
+    pgprune_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of the study, on another model and for a second each."""
+    monkeypatch.setenv("PGPRUNE_DATA", str(pgprune_data))
+    text = yaml.safe_load((ESTIMATORS / "straight_through.yaml").read_text())
+    recipes = CONFIGS / "recipes"
+    text["recipe"] = [str(recipes / "tiny_stories.yaml"), str(recipes / "fast.yaml")]
+    text["settings"] = {"0.5": {"model.keep_ratio": 0.5}}
+    text["options"] |= {"model.seconds": 1.0, "model.initialization.num_blocks": 16}
+    text |= {"seeds": [0], "evaluation_tokens": 1024}
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump(text))
+    assert main(["compare", "--config", str(small), "--output", str(tmp_path / "out")]) == 0
+    compared = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert compared["errors"] == {}
+    assert compared["settings"]["0.5"]["methods"].keys() == text["methods"].keys()
