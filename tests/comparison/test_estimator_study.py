@@ -154,7 +154,7 @@ def test_the_recipes_keep_their_order_on_a_trained_model(
 ) -> None:
     """At equal passes, over five seeds: fast below the paper's recipe, that below its start.
 
-    Measured: 599 at the start, 158 (126 to 202), and 89 (73 to 106).
+    Measured: 599 at the start, 158 (126 to 202), and 44 (41 to 47).
     """
     monkeypatch.setenv("PGPRUNE_DATA", str(pgprune_data))
     config = ESTIMATORS / "tiny.yaml"
@@ -165,7 +165,7 @@ def test_the_recipes_keep_their_order_on_a_trained_model(
     paper, fast = rows["paper"]["perplexity"], rows["fast"]["perplexity"]
     assert len(paper) == len(fast) == 5
     assert rows["fast"]["training_passes"] == rows["paper"]["training_passes"]
-    assert statistics.geometric_mean(fast) < 0.8 * statistics.geometric_mean(paper)
+    assert statistics.geometric_mean(fast) < 0.5 * statistics.geometric_mean(paper)
     assert max(paper) < 0.7 * start
 
 
