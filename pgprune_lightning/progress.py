@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LOG_LINES = 30.0
@@ -27,5 +28,21 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
         mininterval=0.5 if on_terminal else SECONDS_BETWEEN_LOG_LINES,
         # Without this a single slow step is shown at once, whatever the interval.
         maxinterval=0.5 if on_terminal else SECONDS_BETWEEN_LOG_LINES,
+        **options,
+    )
+
+
+def work_bar(iterable: Iterable[Any], **options: Any) -> tqdm[Any]:
+    """Make a bar for work before the steps of a run: on the first rank, gone when it is over.
+
+    Args:
+        iterable: What to go through.
+        options: Passed on to tqdm.
+    """
+    return progress_bar(
+        iterable,
+        leave=False,
+        delay=SECONDS_OF_SHORT_WORK,
+        disable=getattr(rank_zero_only, "rank", 0) != 0,
         **options,
     )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+from pgprune_lightning.progress import work_bar
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class MetricInputs:
             UserError: If there is none.
         """
         num_sequences = 0
-        for batch_BT in self.calibration_batches():
+        bar = work_bar(self.calibration_batches(), desc="Measuring units", unit="batch")
+        for batch_BT in bar:
             num_sequences += batch_BT.shape[0]
             yield batch_BT.to(self.model.device)
         if num_sequences == 0:

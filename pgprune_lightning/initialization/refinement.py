@@ -19,6 +19,7 @@ from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.progress import work_bar
 
 STEP_SIZE = 0.06
 """Of the first step, in standard deviations of the importance; it falls by a cosine to 0."""
@@ -85,7 +86,7 @@ def refined(
     measured_NT, judging_NT = tokens_NT.tensor_split([len(tokens_NT) - judging])
     importance_U = normalized_U.clone()
     mean_U, square_U = torch.zeros_like(importance_U), torch.zeros_like(importance_U)
-    for step in range(steps):
+    for step in work_bar(range(steps), desc="Refining the start", unit="step"):
         mask_U = feasible_set.deterministic_mask(importance_U)
         gradient_U = _gradient(inputs, mask_U, _sequences_of(step, measured_NT))
         mean_U.lerp_(gradient_U, 1 - MEAN_DECAY)
@@ -93,7 +94,7 @@ def refined(
         size = STEP_SIZE * (1 + math.cos(math.pi * step / steps)) / 2
         importance_U += size * _direction(mean_U, square_U, step + 1)
     before, after = (
-        _mean_loss(inputs, feasible_set.deterministic_mask(ranking_U), judging_NT)
+        _total_loss(inputs, feasible_set.deterministic_mask(ranking_U), judging_NT)
         for ranking_U in (normalized_U, importance_U)
     )
     return importance_U if after < before else normalized_U
@@ -122,8 +123,8 @@ def _direction(mean_U: Tensor, square_U: Tensor, steps: int) -> Tensor:
     return torch.where(size_U > 0, -mean_U / size_U, 0.0)
 
 
-def _mean_loss(inputs: MetricInputs, mask_U: Tensor, tokens_NT: Tensor) -> float:
-    """Mean token loss of the masked model, in nats per token."""
+def _total_loss(inputs: MetricInputs, mask_U: Tensor, tokens_NT: Tensor) -> float:
+    """Token loss of the masked model, summed, in nats; infinite where it is not finite."""
     with MultipliedExecution(inputs.model, inputs.space).masked(mask_U) as model:
         sums = [
             float(token_nll(model, batch_BT).sum(dtype=torch.float64))

@@ -41,7 +41,7 @@ def test_the_steps_are_those_of_adam(
     gradients = [gradient_U * 1e-5 for gradient_U in gradients]
     left, losses = list(gradients), [2.0, 1.0]
     monkeypatch.setattr(refinement, "gradients_at", lambda *_: left.pop(0)[None])
-    monkeypatch.setattr(refinement, "_mean_loss", lambda *_: losses.pop(0))
+    monkeypatch.setattr(refinement, "_total_loss", lambda *_: losses.pop(0))
     start_U = torch.randn(num_units, generator=generator, dtype=torch.float64)
     found_U = refined(start_U, inputs, FeasibleSet(inputs.space, 0.5), steps=5)
 
@@ -70,12 +70,26 @@ def test_sequences_are_read_in_turn_and_those_that_judge_are_not(
         return 1.0
 
     monkeypatch.setattr(refinement, "gradients_at", gradients)
-    monkeypatch.setattr(refinement, "_mean_loss", loss)
+    monkeypatch.setattr(refinement, "_total_loss", loss)
     start_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
     refined(start_U, inputs, FeasibleSet(inputs.space, 0.5), steps=4)
     # 16 sequences: 14 for the steps, of 4 each, and 2.
     assert torch.equal(torch.cat(read), TOKENS[[*range(14), 0, 1]])
     assert all(torch.equal(tokens_NT, TOKENS[14:]) for tokens_NT in judged)
+
+
+def test_long_work_is_seen(
+    metric_inputs: Callable[..., MetricInputs],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pgprune_lightning.progress.SECONDS_OF_SHORT_WORK", 0.0)
+    inputs = metric_inputs(BOTH_KINDS, [TOKENS])
+    start_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
+    refined(start_U, inputs, FeasibleSet(inputs.space, 0.5), steps=2)
+    shown = capsys.readouterr().err
+    assert "Measuring units" in shown
+    assert "Refining the start" in shown
 
 
 def test_gradients_at_a_mask_are_those_of_finite_differences(
@@ -126,14 +140,14 @@ def test_where_nothing_helps_the_metric_stays(
     best_U = feasible_set.deterministic_mask(start_U)
     monkeypatch.setattr(refinement, "STEP_SIZE", 1e3)
     monkeypatch.setattr(
-        refinement, "_mean_loss", lambda _inputs, mask_U, _tokens: float((mask_U != best_U).sum())
+        refinement, "_total_loss", lambda _inputs, mask_U, _tokens: float((mask_U != best_U).sum())
     )
     assert torch.equal(refined(start_U, inputs, feasible_set, steps=3), start_U)
 
 
 def test_a_run_starts_from_it(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = [2.0, 1.0]
-    monkeypatch.setattr(refinement, "_mean_loss", lambda *_: losses.pop(0))
+    monkeypatch.setattr(refinement, "_total_loss", lambda *_: losses.pop(0))
 
     def ranking(steps: int) -> Tensor:
         options = Initialization(
