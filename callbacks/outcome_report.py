@@ -40,12 +40,24 @@ class OutcomeReport(Callback):
         self.run_dir = Path(run_dir)
         self.prompt = prompt
         self.sample_tokens = sample_tokens
+        self._earlier_seconds = 0.0
         self._start = time.monotonic()
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Start the clock."""
         del trainer, pl_module, stage
         self._start = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time that the run has taken up to its checkpoint, in seconds."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from a checkpoint: what was lost behind it is not of the run."""
+        self._earlier_seconds = float(state_dict["seconds"])
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._start
 
     def on_train_end(
         self,
@@ -106,7 +118,7 @@ class OutcomeReport(Callback):
             "base_model": pl_module.environment.base_model.source,
             "execution": pl_module.environment.execution,
             "provenance": provenance(pl_module.device),
-            "seconds": round(time.monotonic() - self._start, 1),
+            "seconds": round(self._seconds(), 1),
             "peak_memory_bytes": peak_memory(pl_module.device),
         }
 

@@ -73,6 +73,7 @@ def files_of(run_dir: Path) -> dict[str, Any]:
     summary = json.loads((run_dir / "summary.json").read_text())
     checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint.pop("loops")  # how often Lightning has begun a loop
+    checkpoint["callbacks"].pop("OutcomeReport")  # how long it took
     return {
         "summary": {name: value for name, value in summary.items() if name not in OF_THE_MACHINE},
         "metrics": (run_dir / "metrics.csv").read_text(),

@@ -6,53 +6,15 @@ Shapes: U units, K kept units, W kept rows or columns of a projection.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
 from pgprune_lightning.masking.sub_layer import DecoderLayer, SubLayer, rows_of_units
+from pgprune_lightning.modeling_pruned import NoAttention, NoMlp
 from pgprune_lightning.policy import MaskSpace
-
-
-class NoAttention(nn.Module):
-    """Stands where the attention of a layer was cut: adds nothing to the residual stream.
-
-    Args:
-        layer_idx: Index of the layer, by which it finds its place in the key-value cache.
-    """
-
-    def __init__(self, layer_idx: int) -> None:
-        super().__init__()
-        self.layer_idx = layer_idx
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *_: Any,
-        past_key_values: Cache | None = None,
-        layer_past: Cache | None = None,  # what GPT-NeoX calls it
-        **__: Any,
-    ) -> tuple[Tensor, None]:
-        """Return zeros in the place of the attention's output, and no attention weights."""
-        cache = past_key_values if layer_past is None else layer_past
-        if cache is not None:
-            # Positions and causal masks are counted by what the first layer has in the cache.
-            placeholder = hidden_states.new_zeros(
-                hidden_states.shape[0], 1, hidden_states.shape[1], 1
-            )
-            cache.update(placeholder, placeholder, self.layer_idx)
-        return torch.zeros_like(hidden_states), None
-
-
-class NoMlp(nn.Module):
-    """Stands where the MLP of a layer was cut: adds nothing to the residual stream."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return zeros in the place of the MLP's output."""
-        return torch.zeros_like(hidden_states)
 
 
 @torch.no_grad()

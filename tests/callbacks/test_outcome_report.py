@@ -74,3 +74,16 @@ def test_without_a_test_text_the_validation_text_is_reported(tiny_run: TinyRun) 
     summary = json.loads((tiny_run.folder / "summary.json").read_text())
     assert summary["text"] == "validation text"
     assert summary["sample"] == {}
+
+
+def test_a_resumed_run_counts_the_time_of_what_it_resumes(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("callbacks.outcome_report.time.monotonic", lambda: now)
+    first = OutcomeReport(str(tiny_run.folder))
+    now = 30.0
+    resumed = OutcomeReport(str(tiny_run.folder))
+    resumed.load_state_dict(first.state_dict())
+    now = 42.0
+    assert resumed.state_dict() == {"seconds": 42.0}
