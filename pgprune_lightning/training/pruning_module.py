@@ -240,19 +240,21 @@ class PolicyGradientPruning(PolicyModule):
         if self.environment.is_loaded:
             return
         self._check_before_loading()
-        device = self.trainer.strategy.root_device
-        self.environment.load(
-            dtype=self.model_dtype,
-            device=device,
-            attention=self.attention,
-            execution=self.execution,
-            shard=self.shard,
-        )
-        if self.trainer.ckpt_path is None:
-            batches = self.starting_point.batches_of(self.trainer)
-            self.starting_point.start(
-                self.policy, self.environment, self.feasible_set, batches, self.seed
+        # Lightning makes the accelerator the default device here; what is meant to lie on the host
+        # would be made there.
+        with torch.device("cpu"):
+            self.environment.load(
+                dtype=self.model_dtype,
+                device=self.trainer.strategy.root_device,
+                attention=self.attention,
+                execution=self.execution,
+                shard=self.shard,
             )
+            if self.trainer.ckpt_path is None:
+                batches = self.starting_point.batches_of(self.trainer)
+                self.starting_point.start(
+                    self.policy, self.environment, self.feasible_set, batches, self.seed
+                )
         self.estimator.prepare(self.space, self.policy.keep_probabilities.detach())
 
     def _check_before_loading(self) -> None:

@@ -1,0 +1,171 @@
+"""Whole fits on the simulated accelerator, each with other parts of the program.
+
+`python -m tests.training.accelerator_runs FOLDER` prints a line of JSON: what failed, by case.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from callbacks import (
+    BaselineTracker,
+    MaskCheckpoint,
+    OutcomeReport,
+    PerplexityValidation,
+    RankAgreement,
+    RunCheckpoint,
+    SparsityTracker,
+)
+from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.policy import (
+    Adam,
+    Antithetic,
+    DenseLossControlVariate,
+    ExploredLogits,
+    FreeLogits,
+    LeaveOneOut,
+    LinearSurrogate,
+    NaturalGradient,
+    StructuredLogits,
+)
+from pgprune_lightning.reference import BackpropagatedPruning, StraightThrough
+from pgprune_lightning.training import PolicyGradientPruning
+from pgprune_lightning.training.budget_schedule import Progressive
+from tests.simulated_accelerator import SimulatedAccelerator, simulated_accelerator
+from tests.tiny_runs import TinyRun, write_tiny_model, write_tiny_texts
+
+CASES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "fast": {
+        "masks_per": "sequence",
+        "policy": ExploredLogits(),
+        "budget": "parameters",
+        "initialization": Initialization(
+            metric="fisher", normalization="per_parameter", num_blocks=8, refine_steps=3
+        ),
+    },
+    "widened": {
+        "execution": "widened",
+        "lr_rule": "rms_change",
+        "layer_keep_ratios": (0.2, 1.0),
+        "round_to": 2,
+    },
+    "multiplied": {"execution": "multiplied", "loss": "kl_to_dense", "update": NaturalGradient},
+    "structured": {
+        "policy": StructuredLogits(),
+        "update": Adam,
+        "masks_per": "sequence",
+        "estimator": LinearSurrogate(DenseLossControlVariate(LeaveOneOut())),
+    },
+    "antithetic": {
+        "policy": FreeLogits(),
+        "estimator": Antithetic(),
+        "execution": "auto",
+    },
+    "layers": {
+        "unit_kinds": ["layer"],
+        "keep_ratio": 0.5,
+        "initialization": Initialization(metric="block_influence", num_blocks=8),
+    },
+    "sub-layers": {
+        "unit_kinds": ["attention", "mlp"],
+        "keep_ratio": 0.5,
+        "initialization": Initialization(metric="bonsai", num_blocks=8),
+    },
+    "progressive": {
+        "progressive": Progressive(start=0.8, step=0.1, steps_per_stage=1),
+        "initialization": Initialization(metric="random"),
+    },
+}
+"""Options of `PolicyGradientPruning`; the rest is as in `TinyRun`."""
+
+
+class Whereabouts(Callback):
+    """Notes where the policy and the model lie while a run learns."""
+
+    def __init__(self) -> None:
+        self.devices: set[torch.device] = set()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        del trainer
+        tensors = (*pl_module.policy.parameters(), pl_module.environment.model.lm_head.weight)
+        self.devices |= {tensor.device for tensor in tensors}
+
+
+def fit(
+    run: TinyRun, module: PolicyGradientPruning, device: torch.device, resume: str | None = None
+) -> None:
+    whereabouts, folder = Whereabouts(), str(run.folder)
+    trainer = run.trainer(
+        [
+            PerplexityValidation(),
+            BaselineTracker(),
+            SparsityTracker(),
+            RankAgreement(every_n_steps=2),
+            MaskCheckpoint(folder),
+            RunCheckpoint(folder, every_n_train_steps=2),
+            OutcomeReport(folder, sample_tokens=3),
+            whereabouts,
+        ],
+        accelerator=SimulatedAccelerator(),
+        strategy=SingleDeviceStrategy(device=device),
+        max_steps=4 if resume is None else 6,
+        enable_checkpointing=True,
+    )
+    trainer.fit(module, datamodule=run.datamodule(), ckpt_path=resume)
+    assert whereabouts.devices == {device}, whereabouts.devices
+
+
+def fit_with(options: dict[str, Any], run: TinyRun, device: torch.device) -> None:
+    fit(run, run.module(**options), device)
+
+
+def resumed(run: TinyRun, device: torch.device) -> None:
+    fit(run, run.module(**CASES["fast"]), device)
+    checkpoint = str(run.folder / "checkpoints" / "last.ckpt")
+    fit(run, run.module(**CASES["fast"]), device, resume=checkpoint)
+
+
+def back_propagated(run: TinyRun, device: torch.device) -> None:
+    module = BackpropagatedPruning(
+        str(run.model),
+        keep_ratio=0.6,
+        gates=StraightThrough(),
+        num_mask_samples=1,
+        initialization=Initialization(num_blocks=8),
+        dtype="float32",
+    )
+    fit(run, module, device)
+
+
+def main(folder: Path) -> None:
+    model, texts = write_tiny_model(folder / "model"), write_tiny_texts(folder / "texts")
+    runs: dict[str, Callable[[TinyRun, torch.device], None]] = {
+        name: partial(fit_with, options) for name, options in CASES.items()
+    }
+    runs |= {"resumed": resumed, "back-propagated": back_propagated}
+    failed: dict[str, str | None] = {}
+    with simulated_accelerator() as device:
+        for name, go in runs.items():
+            run = TinyRun(model, texts, folder / name)
+            run.folder.mkdir()
+            try:
+                go(run, device)
+                failed[name] = None
+            except Exception:
+                failed[name] = traceback.format_exc()
+    print(json.dumps(failed))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
