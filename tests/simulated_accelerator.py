@@ -57,6 +57,15 @@ class AcceleratorTensor(Tensor):
         del requires_grad
         self.values = values
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, new: Tensor) -> None:
+        torch.Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
+        self.values = _values(new)
+
     def tolist(self) -> Any:
         return self.values.tolist()
 
