@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from safetensors.torch import save_file
 
 import callbacks
 from pgprune_lightning.errors import UserError
@@ -15,8 +14,8 @@ from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import PlainReinforce, mask_generator
-from pgprune_lightning.training import PolicyGradientPruning, environment, mask_losses
+from pgprune_lightning.policy import mask_generator
+from pgprune_lightning.training import PolicyGradientPruning, mask_losses
 from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import TinyRun
 
@@ -120,80 +119,6 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run: TinyRun, tmp_path: P
         )
 
 
-@pytest.mark.parametrize("budget", ["per_kind", "per_layer", "units", "parameters"])
-def test_training_ends_on_the_feasible_set(tiny_run: TinyRun, budget: str) -> None:
-    protected = [] if budget == "per_layer" else [0]
-    module = tiny_run.module(budget=budget, protected_layers=protected, keep_ratio=0.7, lr=0.3)
-    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
-    assert module.feasible_set.contains(probabilities(module))
-
-
-def test_layer_bounds_hold_what_the_scores_would_empty(tiny_run: TinyRun, tmp_path: Path) -> None:
-    """The scores want all of layer 2 and nothing of layer 0; only the bounds are against it."""
-    scores = torch.arange(3 * 24, dtype=torch.float64)
-    save_file({"scores": scores}, tmp_path / "scores.safetensors")
-    start = Initialization(
-        scores=str(tmp_path / "scores.safetensors"), normalization="global", slope=4.0
-    )
-
-    def fit(**options: Any) -> PolicyGradientPruning:
-        module = tiny_run.module(
-            unit_kinds=["mlp_channel"], initialization=start, keep_ratio=0.5, **options
-        )
-        tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
-        return module
-
-    def ratios(module: PolicyGradientPruning) -> list[list[float]]:
-        vectors = (probabilities(module), module.current_mask().double())
-        return [list(module.space.keep_ratio_by_layer(v).values()) for v in vectors]
-
-    free, bounded = fit(), fit(layer_keep_ratios=(0.375, 0.625))
-    for first, _, last in ratios(free):
-        assert first < 0.25
-        assert last > 0.75
-    for by_layer in ratios(bounded):
-        assert all(0.375 - 1e-9 <= ratio <= 0.625 + 1e-9 for ratio in by_layer)
-    assert ratios(bounded)[1][0] == 0.375
-    assert bounded.feasible_set.contains(probabilities(bounded))
-    assert not bounded.feasible_set.contains(probabilities(free))
-    assert bounded.current_mask().sum() == free.current_mask().sum() == 36
-    assert bounded.current_plan().budget["layer_keep_ratios"] == [0.375, 0.625]
-
-
-def test_masks_that_are_returned_keep_multiples(tiny_run: TinyRun) -> None:
-    module = tiny_run.module(round_to=8, tensor_parallel=2)
-    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
-    plan = module.current_plan()
-    widths = {
-        group.kind: {
-            int(plan.mask_U[g.start : g.end].sum())
-            for g in plan.space.groups
-            if g.kind == group.kind
-        }
-        for group in plan.space.groups
-    }
-    assert widths["kv_group"] <= {0, 2}
-    assert widths["mlp_channel"] <= {0, 8, 16, 24}
-    assert (plan.budget["round_to"], plan.budget["tensor_parallel"]) == (8, 2)
-    assert "round_to" not in tiny_run.module().target_budget
-
-
-def test_units_of_several_channels_are_learned(tiny_run: TinyRun) -> None:
-    module = tiny_run.module(channels_per_unit=8)
-    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
-    assert module.space.group(0, "mlp_channel").count == 24 // 8
-    assert module.feasible_set.contains(probabilities(module))
-
-
-@pytest.mark.parametrize("kinds", [["attention", "mlp"], ["layer"]])
-def test_whole_layers_and_sub_layers_are_learned(tiny_run: TinyRun, kinds: list[Any]) -> None:
-    start = Initialization(metric="random")
-    module = tiny_run.module(unit_kinds=kinds, keep_ratio=0.7, initialization=start)
-    tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
-    assert module.feasible_set.contains(probabilities(module))
-    assert module.space.kept_by_kind(module.current_mask()) == dict.fromkeys(kinds, 2)
-
-
 def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> None:
     """One dense forward a step, whatever the number of masks; the losses are the divergences."""
     steps: list[dict[str, Any]] = []
@@ -289,66 +214,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_policy(
         trainer.fit(module, datamodule=tiny_run.datamodule())
     assert torch.equal(probabilities(module), probabilities(healthy))
     assert torch.equal(module.estimator.baseline, healthy.estimator.baseline)
-
-
-def test_a_plan_starts_where_its_run_ended(tiny_run: TinyRun) -> None:
-    run_dir = tiny_run.folder / "run"
-    tiny_run.fit(observers(run_dir))
-    last = PruningPlan.load(run_dir / "plans" / "last")
-    start = Initialization(plan=str(run_dir / "plans" / "last"))
-    continued = tiny_run.module(initialization=start)
-    tiny_run.trainer(max_steps=0).fit(continued, datamodule=tiny_run.datamodule())
-    torch.testing.assert_close(probabilities(continued), last.keep_probabilities_U)
-    assert torch.equal(continued.current_mask(), last.mask_U)
-
-
-def test_a_plan_of_other_units_is_refused_before_the_weights_are_loaded(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_dir = tiny_run.folder / "run"
-    tiny_run.fit(observers(run_dir))
-    monkeypatch.setattr(environment, "open_frozen_model", None)
-    module = tiny_run.module(
-        unit_kinds=["mlp_channel"], initialization=Initialization(plan=str(run_dir))
-    )
-    with pytest.raises(UserError, match="is for the units of"):
-        tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"keep_ratio": 0.0}, "keep_ratio"),
-        ({"keep_ratio": 1.01}, "keep_ratio"),
-        ({"keep_ratio": float("nan")}, "keep_ratio"),
-        ({"lr": 0.0}, "lr"),
-        ({"num_mask_samples": 0}, "num_mask_samples"),
-        (
-            {
-                "num_mask_samples": 1,
-                "estimator": PlainReinforce(normalization="samples_minus_one"),
-            },
-            "at least 2 with the estimator's normalization samples_minus_one, given 1",
-        ),
-        ({"lr_factors": {"layer": 1.0}}, "lr_factors"),
-        ({"lr_factors": {"mlp_channel": -1.0}}, "lr_factors"),
-        ({"base_model": "no/such/model/folder"}, "no folder or file"),
-    ],
-)
-def test_wrong_arguments_are_refused_at_once(
-    tiny_run: TinyRun, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        tiny_run.module(**options)
-
-
-def test_an_impossible_budget_is_refused_before_the_weights_are_loaded(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(environment, "open_frozen_model", None)
-    module = tiny_run.module(keep_ratio=0.5, protected_layers=[0, 1])
-    with pytest.raises(UserError, match=r"0\.6"):
-        tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
 
 
 @pytest.mark.slow
