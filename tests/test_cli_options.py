@@ -1,0 +1,109 @@
+"""The options of the command line and what its help says of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pgprune_lightning.cli import main
+from pgprune_lightning.pruning_cli import PruningCLI
+
+TEXT_SOURCE = """path label name split data_files revision field local_copy join
+    document_separator part num_blocks optional"""
+OPTIONS = {
+    "": "config seed_everything run_dir existing_run resume ckpt_path",
+    "wandb.": "mode project name group entity tags",
+    "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
+        lr lr_rule lr_factors lr_schedule num_mask_samples masks_per loss policy update estimator
+        probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
+        shard round_to tensor_parallel""",
+    "model.initialization.": """metric normalization projection slope shift_to_budget constant
+        num_blocks refine_steps plan scores""",
+    "data.": """test tokenizer block_length evaluation_block_length batch_size
+        evaluation_batch_size num_workers cache_dir bos_per_block""",
+    "data.train.": TEXT_SOURCE,
+    "data.validation.": TEXT_SOURCE,
+    "sparsity_tracker.": "by_layer",
+    "policy_pictures.": "every_n_steps",
+    "rank_agreement.": "every_n_steps",
+    "outcome_report.": "prompt sample_tokens",
+    "checkpoint.": "every_n_train_steps keep",
+}
+"""Every option of ours: a change here is a change for users and their configs."""
+
+UNITS = {
+    "model.keep_ratio": "(0, 1]",
+    "model.channels_per_unit": "channels",
+    "model.layer_keep_ratios": "in [0, 1]",
+    "model.round_to": "channels",
+    "model.tensor_parallel": "Devices",
+    "model.lr": "per (nat per token)",
+    "model.num_mask_samples": "Masks",
+    "model.masks_per": "masks",
+    "model.loss": "nats per token",
+    "model.shard": "Ranks",
+    "rank_agreement.every_n_steps": "steps",
+    "policy_pictures.every_n_steps": "Steps",
+    "model.initialization.num_blocks": "sequences",
+    "data.block_length": "tokens",
+    "data.evaluation_block_length": "tokens",
+    "data.batch_size": "sequences",
+    "data.evaluation_batch_size": "sequences",
+    "data.num_workers": "Processes",
+    "data.train.num_blocks": "blocks",
+    "outcome_report.sample_tokens": "tokens",
+    "checkpoint.every_n_train_steps": "Steps",
+    "checkpoint.keep": "checkpoints",
+}
+
+
+class ParserIsMade(Exception):  # noqa: N818 - a signal, no error
+    """Stops the command line before it parses."""
+
+
+@pytest.fixture
+def help_by_option(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What `fit --help` says of each option that is not Lightning's."""
+    parsers: list[Any] = []
+
+    def keep_parser(self: PruningCLI, parser: Any, args: Any) -> None:
+        parsers.append(self._subcommand_parsers["fit"])
+        raise ParserIsMade
+
+    monkeypatch.setattr(PruningCLI, "parse_arguments", keep_parser)
+    with pytest.raises(ParserIsMade):
+        main(["fit"])
+    return dict(_options(parsers[0]))
+
+
+def _options(parser: Any) -> Iterator[tuple[str, str]]:
+    for action in parser._actions:
+        is_ours = not action.dest.startswith("trainer.")
+        is_value = action.dest != "print_config" and not action.dest.endswith("help")
+        is_group = action.help == "Path to a configuration file."
+        if is_ours and is_value and not is_group and action.option_strings[0].startswith("-"):
+            yield action.dest, action.help or ""
+
+
+def test_the_options_are_these(help_by_option: dict[str, str]) -> None:
+    expected = {group + name for group, names in OPTIONS.items() for name in names.split()}
+    assert set(help_by_option) == expected
+
+
+def test_every_option_says_what_it_does(help_by_option: dict[str, str]) -> None:
+    silent = [name for name, text in help_by_option.items() if len(text) < 20]
+    assert not silent, f"say in the docstring of their class what these do: {silent}"
+
+
+@pytest.mark.parametrize(("option", "unit"), UNITS.items())
+def test_numbers_have_units(help_by_option: dict[str, str], option: str, unit: str) -> None:
+    assert unit in help_by_option[option]
+
+
+def test_help_leads_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "policy gradients" in text
+    assert "configs/quickstart.yaml" in text
+    assert "predict" not in text
