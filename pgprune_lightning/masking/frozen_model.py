@@ -130,6 +130,9 @@ def load_frozen_model(
     if source.gguf_file is not None:
         # Packed weights are no Linear layers; a unit's rows and columns must be addressable.
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    elif shard == 1 and device.type != "cpu":
+        # As they are read, so that the host never holds all of them, for each rank.
+        arguments["device_map"] = {"": device}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
