@@ -101,18 +101,18 @@ class FeasibleSet:
         assert z_U.shape == (self._space.num_units,), z_U.shape
         s_U = torch.ones_like(z_U)
         verdicts = []
-        for constraint in self._placed(z_U.device):
+        for constraint in self.constraints_on(z_U.device):
             s_N, is_exact = self._tried(z_U.index_select(0, constraint.units), constraint)
             s_U.index_copy_(0, constraint.units, s_N)
             verdicts += is_exact
         # The one result that the host reads, of everything at once.
         if verdicts and not bool(torch.stack(verdicts).all()):
-            for constraint in self._placed(z_U.device):
+            for constraint in self.constraints_on(z_U.device):
                 s_N = self._projected(z_U.index_select(0, constraint.units), constraint)
                 s_U.index_copy_(0, constraint.units, s_N)
         return s_U
 
-    def _placed(self, device: torch.device) -> tuple[Constraint, ...]:
+    def constraints_on(self, device: torch.device) -> tuple[Constraint, ...]:
         """The constraints with their tensors on a device, copied there once."""
         if device not in self._constraints_on:
             self._constraints_on[device] = tuple(
@@ -169,8 +169,8 @@ class FeasibleSet:
         """
         assert s_U.shape == (self._space.num_units,), s_U.shape
         mask_U = torch.ones_like(s_U, dtype=torch.bool)
-        for constraint, blocks in zip(self.constraints, self._blocks, strict=True):
-            units = constraint.units.to(s_U.device)
+        for constraint, blocks in zip(self.constraints_on(s_U.device), self._blocks, strict=True):
+            units = constraint.units
             if blocks:
                 mask_U[units] = kept_blocks(s_U[units], blocks, constraint.limit)
                 continue
@@ -222,9 +222,9 @@ class FeasibleSet:
         shifted_U = x_U.detach().double().clone()
         if not bool(shifted_U.isfinite().all()):
             raise UserError("Initial logits must be finite. Check the metric that they come from.")
-        for constraint in self.constraints:
-            units, costs = constraint.units.to(x_U.device), constraint.costs.to(x_U.device)
-            shifted_U[units] += _sigmoid_shift(shifted_U[units], costs, constraint.limit)
+        for constraint in self.constraints_on(x_U.device):
+            units = constraint.units
+            shifted_U[units] += _sigmoid_shift(shifted_U[units], constraint.costs, constraint.limit)
         return shifted_U
 
 
@@ -243,7 +243,7 @@ def _blocked(
 
 def _kept(ranked_N: Tensor, constraint: Constraint) -> Tensor:
     """Which units of a ranking stay, (N,) bool, in its order."""
-    costs_N = constraint.costs.to(ranked_N.device)[ranked_N]
+    costs_N = constraint.costs[ranked_N]
     if not constraint.groups:
         return _fitting(costs_N, constraint.limit)
     kept_N, allowed_N = forced_and_allowed(ranked_N, constraint.groups)

@@ -53,9 +53,9 @@ def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tens
             "Lower the step size, or look for a loss that is not finite."
         )
     s_U = torch.ones_like(logits_U)
-    for constraint in feasible_set.constraints:
-        units = constraint.units.to(logits_U.device)
-        costs_N = constraint.costs.to(logits_U.device)
+    for constraint in feasible_set.constraints_on(logits_U.device):
+        units = constraint.units
+        costs_N = constraint.costs
         span, total = constraint.upper - constraint.lower, float(costs_N.sum())
         share = (constraint.limit / total - constraint.lower) / span
         s_U[units] = constraint.lower + span * _sigmoids_with_mean(logits_U[units], costs_N, share)
@@ -101,8 +101,8 @@ def logits_of(probabilities_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
     """
     logits_U = torch.zeros_like(probabilities_U, dtype=torch.float64)
     most = float(torch.logit(torch.tensor(1 - _MARGIN, dtype=torch.float64)))
-    for constraint in feasible_set.constraints:
-        units = constraint.units.to(probabilities_U.device)
+    for constraint in feasible_set.constraints_on(probabilities_U.device):
+        units = constraint.units
         s_N = probabilities_U[units].double()
         x_N = torch.logit((s_N - constraint.lower) / (constraint.upper - constraint.lower), eps=0.0)
         finite = x_N[x_N.isfinite()]
@@ -122,8 +122,8 @@ def derivatives(s_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
         `(s - lower) (upper - s) / (upper - lower)`, (U,) float64; 0 for protected units.
     """
     v_U = torch.zeros_like(s_U)
-    for constraint in feasible_set.constraints:
-        units = constraint.units.to(s_U.device)
+    for constraint in feasible_set.constraints_on(s_U.device):
+        units = constraint.units
         s_N, span = s_U[units], constraint.upper - constraint.lower
         v_U[units] = (s_N - constraint.lower) * (constraint.upper - s_N) / span
     return v_U
@@ -143,9 +143,9 @@ def pull_back(gradient_U: Tensor, v_U: Tensor, feasible_set: FeasibleSet) -> Ten
         `v (g - c sum(v g) / sum(v c))` in each budget, (U,) float64; 0 for protected units.
     """
     pulled_U = torch.zeros_like(gradient_U)
-    for constraint in feasible_set.constraints:
-        units = constraint.units.to(gradient_U.device)
-        costs_N = constraint.costs.to(gradient_U.device)
+    for constraint in feasible_set.constraints_on(gradient_U.device):
+        units = constraint.units
+        costs_N = constraint.costs
         g_N, v_N = gradient_U[units], v_U[units]
         # Where every unit lies on a bound all derivatives are 0, and so is the result.
         weight = (v_N @ costs_N).clamp(min=torch.finfo(v_N.dtype).tiny)

@@ -36,9 +36,9 @@ def natural_logit_gradient(
     """
     solved_U = torch.zeros_like(gradient_U)
     omega_U = unit_information(s_U, v_U)
-    for constraint in feasible_set.constraints:
-        units = constraint.units.to(gradient_U.device)
-        omega_N, q_N = omega_U[units], v_U[units] * constraint.costs.to(v_U)
+    for constraint in feasible_set.constraints_on(gradient_U.device):
+        units = constraint.units
+        omega_N, q_N = omega_U[units], v_U[units] * constraint.costs
         diagonal_N = omega_N + damping
         gradient_N = gradient_U[units]
         first_N = gradient_N / diagonal_N
@@ -103,9 +103,9 @@ def natural_pooled_gradient(
     blocks_GKK = outer_UKK.new_zeros(len(gradient_GK), *outer_UKK.shape[1:])
     blocks_GKK.index_add_(0, group_of_U, (omega_U + damping)[:, None, None] * outer_UKK)
     information_PP = torch.block_diag(*blocks_GKK)
-    for constraint in feasible_set.constraints:
-        units = constraint.units.to(v_U.device)
-        q_N = v_U[units] * constraint.costs.to(v_U)
+    for constraint in feasible_set.constraints_on(v_U.device):
+        units = constraint.units
+        q_N = v_U[units] * constraint.costs
         if float(q_N.sum()) > 0:
             omega_P, q_P = pooled(omega_U[units], units), pooled(q_N / q_N.sum(), units)
             crossed_PP = torch.outer(omega_P, q_P)

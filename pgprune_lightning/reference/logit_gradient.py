@@ -30,9 +30,9 @@ def logit_gradient(
         dL/dx, (U,) float64; 0 for protected units, and where s is 0 or 1.
     """
     by_logit_U = torch.zeros_like(gradient_U)
-    for constraint in feasible_set.constraints:
-        units = constraint.units.to(gradient_U.device)
-        costs_N = constraint.costs.to(gradient_U)
+    for constraint in feasible_set.constraints_on(gradient_U.device):
+        units = constraint.units
+        costs_N = constraint.costs
         slopes_N = keep_probabilities_U[units] * (1 - keep_probabilities_U[units])
         price = (slopes_N @ gradient_U[units]) / (slopes_N @ costs_N).clamp_min(
             torch.finfo(costs_N.dtype).tiny
