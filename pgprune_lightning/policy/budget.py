@@ -18,6 +18,7 @@ from pgprune_lightning.policy.constraint import (
     build_constraints,
     scope_costs,
 )
+from pgprune_lightning.policy.fitting import fitting, most_probable
 from pgprune_lightning.policy.layer_bounds import (
     ANY_RATIO,
     forced_and_allowed,
@@ -174,8 +175,11 @@ class FeasibleSet:
             if blocks:
                 mask_U[units] = kept_blocks(s_U[units], blocks, constraint.limit)
                 continue
-            ranked = s_U[units].argsort(descending=True, stable=True)
-            mask_U[units[ranked]] = _kept(ranked, constraint)
+            if constraint.groups:
+                ranked = s_U[units].argsort(descending=True, stable=True)
+                mask_U[units[ranked]] = _kept_within_groups(ranked, constraint)
+                continue
+            mask_U[units] = most_probable(s_U[units], constraint.costs, constraint.limit)
         return mask_U
 
     def contains(self, s_U: Tensor, tolerance: float = 1e-9) -> bool:
@@ -241,33 +245,12 @@ def _blocked(
     return blocked_groups(groups, constraint.costs, multiples, constraint.limit, bounds)
 
 
-def _kept(ranked_N: Tensor, constraint: Constraint) -> Tensor:
+def _kept_within_groups(ranked_N: Tensor, constraint: Constraint) -> Tensor:
     """Which units of a ranking stay, (N,) bool, in its order."""
     costs_N = constraint.costs[ranked_N]
-    if not constraint.groups:
-        return _fitting(costs_N, constraint.limit)
     kept_N, allowed_N = forced_and_allowed(ranked_N, constraint.groups)
     rest_N = allowed_N & ~kept_N
-    kept_N[rest_N] = _fitting(costs_N[rest_N], constraint.limit - float(costs_N[kept_N].sum()))
-    return kept_N
-
-
-def _fitting(costs_N: Tensor, limit: float) -> Tensor:
-    """Go down the ranking and keep every unit that still fits; (N,) bool.
-
-    Each round keeps the longest run that fits; the unit after it fits no more, nor does any that
-    costs as much. So there are at most as many rounds as different costs.
-    """
-    kept_N = torch.zeros_like(costs_N, dtype=torch.bool)
-    candidates = torch.arange(len(costs_N), device=costs_N.device)
-    left = limit
-    while len(candidates):
-        spent = costs_N[candidates].cumsum(0)
-        run = int((spent <= left).sum())
-        kept_N[candidates[:run]] = True
-        left -= float(spent[run - 1]) if run else 0.0
-        candidates = candidates[run:]
-        candidates = candidates[costs_N[candidates] <= left]
+    kept_N[rest_N] = fitting(costs_N[rest_N], constraint.limit - float(costs_N[kept_N].sum()))
     return kept_N
 
 

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import FeasibleSet, MaskSpace
-from pgprune_lightning.policy.budget import _fitting
+from tests.policy.greedy_fit import greedy
 
 SCOPES = ("per_kind", "per_layer", "units", "parameters")
 
@@ -15,16 +13,6 @@ SCOPES = ("per_kind", "per_layer", "units", "parameters")
 def random_point(seed, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(22, generator=generator, dtype=torch.float64) * scale
-
-
-def greedy(probabilities, costs, limit):
-    """Go down the ranking one unit at a time."""
-    kept = [False] * len(costs)
-    for unit in sorted(range(len(costs)), key=lambda u: (-probabilities[u], u)):
-        if costs[unit] <= limit:
-            kept[unit] = True
-            limit -= costs[unit]
-    return kept
 
 
 @pytest.mark.parametrize(
@@ -161,13 +149,6 @@ def test_parameter_mask_equals_a_greedy_loop(space, keep_ratio, protected):
         assert kept.all() or left < float(constraint.costs[~kept].min())
         for layer in protected:
             assert space.view(mask, layer, "kv_group").all()
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(0, 150))
-def test_fitting_equals_a_greedy_loop(costs, limit):
-    fitting = _fitting(torch.tensor(costs, dtype=torch.float64), limit)
-    assert fitting.tolist() == greedy([0.0] * len(costs), costs, limit)
 
 
 def test_keep_ratio_one_keeps_everything(space):
