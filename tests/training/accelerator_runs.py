@@ -1,4 +1,4 @@
-"""Whole fits on the simulated accelerator, each with other parts of the program.
+"""Whole fits on the simulated accelerator, each with other parts of the program; every family.
 
 `python -m tests.training.accelerator_runs FOLDER` prints a line of JSON: what failed, by case.
 """
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from callbacks import (
     BaselineTracker,
@@ -27,6 +29,12 @@ from callbacks import (
     SparsityTracker,
 )
 from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.masking.gates import gate_gradient, gated
+from pgprune_lightning.masking.gathered import GatheredExecution
+from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.multiplied import MultipliedExecution
+from pgprune_lightning.masking.token_loss import token_nll
+from pgprune_lightning.masking.widened import WidenedExecution
 from pgprune_lightning.policy import (
     Adam,
     Antithetic,
@@ -39,9 +47,11 @@ from pgprune_lightning.policy import (
     StructuredLogits,
 )
 from pgprune_lightning.reference import BackpropagatedPruning, StraightThrough
+from pgprune_lightning.slicing import cut_model
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.budget_schedule import Progressive
 from tests.simulated_accelerator import SimulatedAccelerator, simulated_accelerator
+from tests.tiny_models import CONFIGS, make_tiny_model, random_tokens
 from tests.tiny_runs import TinyRun, write_tiny_model, write_tiny_texts
 
 CASES: dict[str, dict[str, Any]] = {
@@ -148,12 +158,45 @@ def back_propagated(run: TinyRun, device: torch.device) -> None:
     fit(run, module, device)
 
 
+def losses_of(model: PreTrainedModel, tokens_BT: Tensor, mask_U: Tensor) -> dict[str, Tensor]:
+    """Token losses under a mask by every execution, and of the cut model; gates besides."""
+    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    widened = WidenedExecution(model, space, capture=False)
+    gates_BU = mask_U[None].float().requires_grad_()
+    with torch.enable_grad(), gated(model, space, gates_BU) as under_gates:
+        gated_losses_B, _ = gate_gradient(under_gates, tokens_BT, gates_BU)
+    found = {
+        "widened": widened.token_losses(tokens_BT, mask_U.expand(len(tokens_BT), -1)),
+        "cut": token_nll(cut_model(model, space, mask_U), tokens_BT),
+    }
+    for execution in (MultipliedExecution(model, space), GatheredExecution(model, space)):
+        with execution.masked(mask_U) as masked:
+            found[type(execution).__name__] = token_nll(masked, tokens_BT)
+    means = {name: losses_BT.mean(dim=1) for name, losses_BT in found.items()}
+    return means | {"gated": gated_losses_B}
+
+
+def family(name: str, run: TinyRun, device: torch.device) -> None:
+    """Masked, cut and under gates a model has the losses that it has on the host."""
+    del run
+    tokens_BT = random_tokens(rows=2)
+    model = make_tiny_model(name)
+    num_units = mask_space_of(model, ["kv_group", "mlp_channel"]).num_units
+    mask_U = torch.rand(num_units, generator=torch.Generator().manual_seed(0)) < 0.6
+    on_host = losses_of(model, tokens_BT, mask_U)
+    nn.Module.to(model, device)
+    for way, losses_B in losses_of(model, tokens_BT.to(device), mask_U.to(device)).items():
+        assert losses_B.device == device, way
+        torch.testing.assert_close(losses_B.cpu(), on_host[way], rtol=1e-4, atol=1e-4)
+
+
 def main(folder: Path) -> None:
     model, texts = write_tiny_model(folder / "model"), write_tiny_texts(folder / "texts")
     runs: dict[str, Callable[[TinyRun, torch.device], None]] = {
         name: partial(fit_with, options) for name, options in CASES.items()
     }
     runs |= {"resumed": resumed, "back-propagated": back_propagated}
+    runs |= {name: partial(family, name) for name in CONFIGS}
     failed: dict[str, str | None] = {}
     with simulated_accelerator() as device:
         for name, go in runs.items():

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.tiny_models import CONFIGS
 from tests.training.accelerator_runs import CASES
 
 HARNESS = """
@@ -53,3 +54,8 @@ def test_what_a_gpu_refuses_is_refused() -> None:
 @pytest.mark.parametrize("case", [*CASES, "resumed", "back-propagated"])
 def test_a_fit_mixes_no_devices(failures: dict[str, str | None], case: str) -> None:
     assert failures[case] is None, failures[case]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_no_family_mixes_devices(failures: dict[str, str | None], family: str) -> None:
+    assert failures[family] is None, failures[family]
