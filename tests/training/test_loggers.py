@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,19 @@ from tests.tiny_commands import TinyCommand
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK, HEADER, RECORD_HEADER = 32 * 1024, 7, 7
 FULL, FIRST, LAST = 1, 2, 4
+SECONDS_TO_WRITE = 30.0
 
 
 def read_wandb_records(path: Path) -> list[Any]:
-    """Records of an offline run: a LevelDB log of 32 KiB blocks after a header of 7 bytes."""
+    """Records of a finished offline run; a process of wandb's may still be writing the last."""
+    end = time.monotonic() + SECONDS_TO_WRITE
+    while not _exit_statuses(records := _records_in(path)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return records
+
+
+def _records_in(path: Path) -> list[Any]:
+    """What a file holds: a LevelDB log of 32 KiB blocks after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, position, parts, records = path.read_bytes(), HEADER, b"", []
@@ -32,6 +42,8 @@ def read_wandb_records(path: Path) -> list[Any]:
             continue
         _, length, kind = struct.unpack_from("<IHB", content, position)
         position += RECORD_HEADER
+        if position + length > len(content):
+            break
         parts = parts * (kind not in (FULL, FIRST)) + content[position : position + length]
         position += length
         if kind in (FULL, LAST):
