@@ -19,8 +19,8 @@ _MOST_HALVINGS = 64
 def most_probable(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
     """Go down from the most probable unit, and keep every one that still fits.
 
-    Equal probabilities rank by index. On a CPU only units near the one that fits no more are
-    sorted: with 353,280 of them a sixth of the time that sorting all takes.
+    Equal probabilities rank by index. On a CPU, of many units only those near the one that fits no
+    more are sorted; an accelerator has sorted all of them before the host has read a few sums.
 
     Args:
         s_N: What ranks the units, (N,).
@@ -31,6 +31,10 @@ def most_probable(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
         Which units are kept, (N,) bool.
     """
     kept_N = torch.zeros_like(s_N, dtype=torch.bool)
+    if len(s_N) <= SORTED_AT_ONCE or s_N.device.type != "cpu":
+        ranked = s_N.argsort(descending=True, stable=True)
+        kept_N[ranked] = fitting(costs_N[ranked], limit)
+        return kept_N
     open_N = torch.ones_like(kept_N)
     while bool(open_N.any()):
         low, high = _bracket(s_N, costs_N * open_N, limit)
@@ -83,10 +87,8 @@ def _bracket(s_N: Tensor, costs_N: Tensor, limit: float) -> tuple[float, float]:
     counted_N = costs_N > 0
     between = int(counted_N.sum())
     least, high = (float(value) for value in s_N.aminmax())
-    # An accelerator has sorted them all before the host has read a few sums.
-    sorts_slowly = between > SORTED_AT_ONCE and s_N.device.type == "cpu"
     is_finite = math.isfinite(least) and math.isfinite(high)
-    if not (sorts_slowly and is_finite) or float(costs_N.sum()) <= limit:
+    if between <= SORTED_AT_ONCE or not is_finite or float(costs_N.sum()) <= limit:
         return math.nan, math.inf
     low, below, above_high = math.nan, least, 0
     for _ in range(_MOST_HALVINGS):
