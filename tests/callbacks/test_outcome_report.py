@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks import MaskCheckpoint, OutcomeReport, PerplexityValidation
+from callbacks import MaskCheckpoint, OutcomeReport, PerplexityValidation, RunCheckpoint
 from pgprune_lightning.data.text_source import TextSource
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.slicing import cut_model
@@ -76,14 +76,18 @@ def test_without_a_test_text_the_validation_text_is_reported(tiny_run: TinyRun) 
     assert summary["sample"] == {}
 
 
-def test_a_resumed_run_counts_the_time_of_what_it_resumes(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr("callbacks.outcome_report.time.monotonic", lambda: now)
-    first = OutcomeReport(str(tiny_run.folder))
-    now = 30.0
-    resumed = OutcomeReport(str(tiny_run.folder))
-    resumed.load_state_dict(first.state_dict())
-    now = 42.0
-    assert resumed.state_dict() == {"seconds": 42.0}
+def test_a_resumed_run_counts_the_time_of_what_it_resumes(tiny_run: TinyRun) -> None:
+    folder = tiny_run.folder
+    saved = RunCheckpoint(str(folder), every_n_train_steps=2)
+    first = tiny_run.trainer([*observers(folder), saved], enable_checkpointing=True, max_steps=2)
+    first.fit(tiny_run.module(), datamodule=tiny_run.datamodule())
+    path = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert 0 < checkpoint["callbacks"]["OutcomeReport"]["seconds"] < 1000
+    checkpoint["callbacks"]["OutcomeReport"]["seconds"] = 1000.0
+    torch.save(checkpoint, path)
+    tiny_run.trainer(observers(folder)).fit(
+        tiny_run.module(), datamodule=tiny_run.datamodule(), ckpt_path=str(path)
+    )
+    seconds = json.loads((folder / "summary.json").read_text())["seconds"]
+    assert 1000 < seconds < 2000

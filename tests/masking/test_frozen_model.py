@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking import token_nll
@@ -186,3 +186,23 @@ def test_a_real_gguf(smollm2_gguf: Path, tmp_path: Path) -> None:
     nll_BT = token_nll(model, tokens_BT)
     assert nll_BT.mean() < 4  # a model that was read wrongly is at log(49152) = 10.8
     assert torch.equal(token_nll(again, tokens_BT), nll_BT)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked_for"),
+    [("cuda:1", {"device_map": {"": torch.device("cuda:1")}}), ("cpu", {})],
+)
+def test_weights_are_read_straight_to_where_they_go(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, asked_for: dict[str, object]
+) -> None:
+    asked: dict[str, object] = {}
+
+    def stop(*_: object, **options: object) -> None:
+        asked.update(options)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", stop)
+    source = resolve_model_source(str(folder))
+    with pytest.raises(UserError, match="far enough"):
+        load_frozen_model(source, dtype=torch.float32, device=torch.device(device))
+    assert {name: asked[name] for name in asked if name == "device_map"} == asked_for

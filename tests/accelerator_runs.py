@@ -1,6 +1,6 @@
 """Whole fits on the simulated accelerator, each with other parts of the program; every family.
 
-`python -m tests.training.accelerator_runs FOLDER` prints a line of JSON: what failed, by case.
+`python -m tests.accelerator_runs FOLDER` prints a line of JSON: what failed, by case.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from tests.accelerator_runs import CASES
 from tests.tiny_models import CONFIGS
-from tests.training.accelerator_runs import CASES
 
 HARNESS = """
 import torch
@@ -42,7 +42,7 @@ def run_python(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     folder = tmp_path_factory.mktemp("accelerator")
-    printed = run_python("-m", "tests.training.accelerator_runs", str(folder))
+    printed = run_python("-m", "tests.accelerator_runs", str(folder))
     failed: dict[str, str | None] = json.loads(printed.splitlines()[-1])
     return failed
 
