@@ -139,4 +139,9 @@ def smollm2_gguf() -> Path:
     return found[0]
 
 
-pytest_plugins = ["tests.tiny_models", "tests.tiny_runs", "tests.tiny_commands"]
+pytest_plugins = [
+    "tests.tiny_models",
+    "tests.tiny_runs",
+    "tests.tiny_commands",
+    "tests.tiny_experiments",
+]

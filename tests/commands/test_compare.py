@@ -2,64 +2,19 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-import callbacks
 from pgprune_lightning.cli import main
 from pgprune_lightning.masking import model_reuse
-from tests.tiny_commands import Outcome, TinyCommand
+from tests.tiny_commands import TinyCommand
+from tests.tiny_experiments import EXPERIMENT, Compare, results_in
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUMBERS = ("perplexity_16", "perplexity_48", "parameters", "seconds", "peak_memory_bytes")
-
-EXPERIMENT: dict[str, Any] = {
-    "title": "Four masks of a tiny model",
-    "recipe": "config.yaml",
-    "methods": {
-        "dense": {"kind": "dense"},
-        "wanda_sp": {"kind": "metric"},
-        "random": {"kind": "metric", "options": {"model.initialization.metric": "random"}},
-        "layers": {
-            "kind": "metric",
-            "options": {
-                "model.unit_kinds": ["layer"],
-                "model.keep_ratio": 0.7,
-                "model.initialization.metric": "block_influence",
-            },
-        },
-        "learned": {"kind": "learned"},
-    },
-    "seeds": [0, 1],
-    "evaluation_lengths": [16, 48],
-    "picture": [{"kind": "bars"}, {"kind": "hamming"}],
-}
-
-Compare = Callable[..., Outcome]
-
-
-@pytest.fixture
-def compare(tiny_command: TinyCommand, tmp_path: Path) -> Compare:
-    """Runs an experiment on the tiny model; keys given override those of the file."""
-
-    def run(*arguments: str, **changes: Any) -> Outcome:
-        path = tmp_path / "experiment.yaml"
-        path.write_text(yaml.safe_dump(EXPERIMENT | changes, sort_keys=False))
-        tiny_command.outcome(0)
-        output = ("--output", str(tmp_path / "out"))
-        return tiny_command.outcome(main(["compare", "--config", str(path), *output, *arguments]))
-
-    return run
-
-
-def _results(tmp_path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((tmp_path / "out" / "compare.json").read_text())
-    return data
 
 
 def test_a_comparison_from_end_to_end(
@@ -78,7 +33,7 @@ def test_a_comparison_from_end_to_end(
     assert run.err == "", "the cells' chatter goes into their logs"
     assert len(loads) == 1, "one model serves all cells"
 
-    results = _results(tmp_path)
+    results = results_in(tmp_path)
     methods = results["methods"]
     assert list(methods) == list(EXPERIMENT["methods"])
     assert results["settings"]["all"]["methods"] == methods
@@ -124,7 +79,7 @@ def test_the_numbers_are_those_of_fit_and_test(
     assert compare("--seeds=[0]").status == 0
     assert tiny_command("fit").status == 0
     summary = json.loads((tiny_command.run_dir / "summary.json").read_text())
-    methods = _results(tmp_path)["methods"]
+    methods = results_in(tmp_path)["methods"]
     names = {"dense": "dense", "initial": "wanda_sp", "learned": "learned"}
     for ours, theirs in names.items():
         assert methods[theirs]["perplexity_16"] == pytest.approx(summary[ours]["perplexity"])
@@ -147,7 +102,7 @@ def test_back_propagation_stands_beside_forward_passes(compare: Compare, tmp_pat
     picture = [{"kind": "sparsity", "method": "straight"}]
     run = compare("--seeds=[0,1]", methods=methods, picture=picture)
     assert run.status == 0, run.err
-    results = _results(tmp_path)["methods"]
+    results = results_in(tmp_path)["methods"]
     assert results["straight"]["steps"] == results["learned"]["steps"] == 6
     assert results["straight"]["parameters"] == results["learned"]["parameters"]
     assert len(results["straight"]["seeds"]) == 2
@@ -178,101 +133,6 @@ def test_the_options_of_back_propagation_are_its_own(compare: Compare) -> None:
     run = compare(methods={"straight": two})
     assert run.status == 2
     assert "methods.straight: num_mask_samples" in run.err
-
-
-def test_finished_cells_are_taken_and_only_what_changed_is_computed(
-    compare: Compare, tmp_path: Path
-) -> None:
-    short = ("--seeds=[0]",)
-    assert compare(*short).status == 0
-    first = _results(tmp_path)
-    again = compare(*short)
-    assert again.out.count("from an earlier run") == 5
-    assert _results(tmp_path)["methods"] == first["methods"]
-
-    steps = (*short, "--options.trainer.max_steps=3")
-    stopped = compare(*steps, "--existing=stop")
-    assert stopped.status == 2
-    assert "learned/seed0 was computed with other options (trainer.max_steps: 6, now 3)" in (
-        stopped.err
-    )
-    changed = compare(*steps)
-    assert changed.status == 0, changed.err
-    assert changed.out.count("from an earlier run") == 4, "metrics take no steps"
-    folder = tmp_path / "out" / "cells" / "all" / "learned"
-    assert {path.name for path in folder.iterdir()} == {"seed0", "seed0-1"}
-    assert _results(tmp_path)["methods"]["learned"]["steps"] == 3
-    assert json.loads((folder / "seed0-1" / "cell.json").read_text())["steps"] == 6
-
-
-def test_an_interrupted_fit_goes_on_from_its_checkpoint(
-    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    methods = {"learned": EXPERIMENT["methods"]["learned"]}
-    short: dict[str, Any] = {"methods": methods, "seeds": [0], "picture": None}
-    assert compare(**short).status == 0
-    whole = _results(tmp_path)["methods"]["learned"]
-    folder = tmp_path / "out" / "cells" / "all" / "learned"
-    (folder / "seed0").rename(folder / "whole")
-
-    def fail_at_step_four(_self: Any, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == 4:
-            raise RuntimeError("the machine is taken away")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.BaselineTracker, "on_train_batch_end", fail_at_step_four)
-        failed = compare(**short)
-    assert failed.status == 2
-    assert "RuntimeError: the machine is taken away" in failed.err
-    assert not (folder / "seed0" / "cell.json").exists()
-
-    assert compare(**short).status == 0
-    resumed = _results(tmp_path)["methods"]["learned"]
-    assert {path.name for path in folder.iterdir()} == {"seed0", "whole"}
-    assert resumed["perplexity_16"] == whole["perplexity_16"]
-    log = (folder / "seed0" / "log.txt").read_text()
-    assert log.count("Validating the untrained mask") == 1, "the second try went on"
-    checkpoint = torch.load(folder / "seed0/run/checkpoints/last.ckpt", weights_only=True)
-    taken = next(s for key, s in checkpoint["callbacks"].items() if "MakingOfMask" in key)
-    assert 0 < taken["seconds"] <= resumed["seconds"]
-
-
-def test_equal_cells_of_two_settings_are_computed_once(compare: Compare, tmp_path: Path) -> None:
-    settings = {"0.8": {"model.keep_ratio": 0.8}, "0.6": {"model.keep_ratio": 0.6}}
-    methods = {name: EXPERIMENT["methods"][name] for name in ("dense", "wanda_sp")}
-    picture = [{"kind": "lines", "x_label": "keep ratio"}, {"kind": "sparsity"}]
-    run = compare(settings=settings, methods=methods, picture=picture)
-    assert run.status == 0, run.err
-    assert "0.6 / dense / seed 0: " in run.out
-    assert "as in 0.8 / dense" in run.out
-    results = _results(tmp_path)
-    assert "methods" not in results, "the top level speaks of one setting alone"
-    first, second = (results["settings"][label]["methods"] for label in settings)
-    assert first["wanda_sp"]["parameters"] > second["wanda_sp"]["parameters"]
-    assert second["dense"]["setting"] == "0.6"
-    assert second["dense"]["perplexity_16"] == first["dense"]["perplexity_16"]
-    names = {path.name for path in (tmp_path / "out").glob("*.png")}
-    if names:
-        assert names == {
-            "picture1_lines.png",
-            "picture2_sparsity_0.8.png",
-            "picture2_sparsity_0.6.png",
-        }
-
-
-def test_a_cell_that_fails_leaves_the_others(compare: Compare, tmp_path: Path) -> None:
-    methods = {
-        "broken": {"kind": "metric", "options": {"model.initialization.num_blocks": 10**6}},
-        "dense": {"kind": "dense"},
-    }
-    run = compare(methods=methods, picture=None)
-    assert run.status == 2
-    (line,) = run.err.splitlines()
-    assert line.startswith("error: all / broken / seed 0: initialization.num_blocks: 1000000")
-    assert "log.txt" in line
-    assert "Traceback" in next((tmp_path / "out").rglob("broken/seed0/log.txt")).read_text()
-    assert list(_results(tmp_path)["methods"]) == ["dense"]
-    assert "Failed: all / broken" in (tmp_path / "out" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -328,7 +188,7 @@ def test_the_tiny_experiment_keeps_its_contract(
     config = CONFIGS / "experiments" / "tiny.yaml"
     output = tmp_path / "out"
     assert main(["compare", "--config", str(config), "--output", str(output)]) == 0
-    results = _results(tmp_path)
+    results = results_in(tmp_path)
     methods = results["methods"]
     assert set(methods) == set(yaml.safe_load(config.read_text())["methods"])
     for entry in methods.values():

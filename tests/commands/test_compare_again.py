@@ -1,0 +1,106 @@
+"""What a second comparison takes up, and what one cell leaves to the others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import callbacks
+from tests.tiny_experiments import EXPERIMENT, Compare, results_in
+
+
+def test_finished_cells_are_taken_and_only_what_changed_is_computed(
+    compare: Compare, tmp_path: Path
+) -> None:
+    short = ("--seeds=[0]",)
+    assert compare(*short).status == 0
+    first = results_in(tmp_path)
+    again = compare(*short)
+    assert again.out.count("from an earlier run") == 5
+    assert results_in(tmp_path)["methods"] == first["methods"]
+
+    steps = (*short, "--options.trainer.max_steps=3")
+    stopped = compare(*steps, "--existing=stop")
+    assert stopped.status == 2
+    assert "learned/seed0 was computed with other options (trainer.max_steps: 6, now 3)" in (
+        stopped.err
+    )
+    changed = compare(*steps)
+    assert changed.status == 0, changed.err
+    assert changed.out.count("from an earlier run") == 4, "metrics take no steps"
+    folder = tmp_path / "out" / "cells" / "all" / "learned"
+    assert {path.name for path in folder.iterdir()} == {"seed0", "seed0-1"}
+    assert results_in(tmp_path)["methods"]["learned"]["steps"] == 3
+    assert json.loads((folder / "seed0-1" / "cell.json").read_text())["steps"] == 6
+
+
+def test_an_interrupted_fit_goes_on_from_its_checkpoint(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"learned": EXPERIMENT["methods"]["learned"]}
+    short: dict[str, Any] = {"methods": methods, "seeds": [0], "picture": None}
+    assert compare(**short).status == 0
+    whole = results_in(tmp_path)["methods"]["learned"]
+    folder = tmp_path / "out" / "cells" / "all" / "learned"
+    (folder / "seed0").rename(folder / "whole")
+
+    def fail_at_step_four(_self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 4:
+            raise RuntimeError("the machine is taken away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.BaselineTracker, "on_train_batch_end", fail_at_step_four)
+        failed = compare(**short)
+    assert failed.status == 2
+    assert "RuntimeError: the machine is taken away" in failed.err
+    assert not (folder / "seed0" / "cell.json").exists()
+
+    assert compare(**short).status == 0
+    resumed = results_in(tmp_path)["methods"]["learned"]
+    assert {path.name for path in folder.iterdir()} == {"seed0", "whole"}
+    assert resumed["perplexity_16"] == whole["perplexity_16"]
+    log = (folder / "seed0" / "log.txt").read_text()
+    assert log.count("Validating the untrained mask") == 1, "the second try went on"
+    checkpoint = torch.load(folder / "seed0/run/checkpoints/last.ckpt", weights_only=True)
+    taken = next(s for key, s in checkpoint["callbacks"].items() if "MakingOfMask" in key)
+    assert 0 < taken["seconds"] <= resumed["seconds"]
+
+
+def test_equal_cells_of_two_settings_are_computed_once(compare: Compare, tmp_path: Path) -> None:
+    settings = {"0.8": {"model.keep_ratio": 0.8}, "0.6": {"model.keep_ratio": 0.6}}
+    methods = {name: EXPERIMENT["methods"][name] for name in ("dense", "wanda_sp")}
+    picture = [{"kind": "lines", "x_label": "keep ratio"}, {"kind": "sparsity"}]
+    run = compare(settings=settings, methods=methods, picture=picture)
+    assert run.status == 0, run.err
+    assert "0.6 / dense / seed 0: " in run.out
+    assert "as in 0.8 / dense" in run.out
+    results = results_in(tmp_path)
+    assert "methods" not in results, "the top level speaks of one setting alone"
+    first, second = (results["settings"][label]["methods"] for label in settings)
+    assert first["wanda_sp"]["parameters"] > second["wanda_sp"]["parameters"]
+    assert second["dense"]["setting"] == "0.6"
+    assert second["dense"]["perplexity_16"] == first["dense"]["perplexity_16"]
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    if names:
+        assert names == {
+            "picture1_lines.png",
+            "picture2_sparsity_0.8.png",
+            "picture2_sparsity_0.6.png",
+        }
+
+
+def test_a_cell_that_fails_leaves_the_others(compare: Compare, tmp_path: Path) -> None:
+    methods = {
+        "broken": {"kind": "metric", "options": {"model.initialization.num_blocks": 10**6}},
+        "dense": {"kind": "dense"},
+    }
+    run = compare(methods=methods, picture=None)
+    assert run.status == 2
+    (line,) = run.err.splitlines()
+    assert line.startswith("error: all / broken / seed 0: initialization.num_blocks: 1000000")
+    assert "log.txt" in line
+    assert "Traceback" in next((tmp_path / "out").rglob("broken/seed0/log.txt")).read_text()
+    assert list(results_in(tmp_path)["methods"]) == ["dense"]
+    assert "Failed: all / broken" in (tmp_path / "out" / "table.md").read_text()
