@@ -148,8 +148,7 @@ def _add_lora_options(parser: OneLineErrorParser) -> None:
     for field in fields(LoraOptions):
         name, help_text = f"--{field.name.replace('_', '-')}", help_of[field.name]
         if field.name == "target_modules":
-            default = list(LoraOptions.target_modules)
-            parser.add_argument(name, type=str, nargs="+", default=default, help=help_text)
+            parser.add_argument(name, type=str, nargs="+", default=None, help=help_text)
         else:
             kind = type(field.default)
             parser.add_argument(name, type=kind, default=field.default, help=help_text)

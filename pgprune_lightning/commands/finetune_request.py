@@ -24,7 +24,11 @@ from pgprune_lightning.finetuning.exported_folder import (
     read_exported_config,
 )
 from pgprune_lightning.finetuning.finetuning_run import Job
-from pgprune_lightning.finetuning.lora import check_target_modules, draw_examples
+from pgprune_lightning.finetuning.lora import (
+    check_target_modules,
+    draw_examples,
+    target_modules_of,
+)
 from pgprune_lightning.finetuning.work_folder import check_output, finished_result
 from pgprune_lightning.masking.frozen_model import model_on_meta
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -53,7 +57,7 @@ def build_job(given: Any, command: str) -> Job | None:
     _check_numbers(given)
     config = read_exported_config(exported)
     check_output(output, exported, given.existing, given.resume)
-    _check_model(config, lora)
+    lora = _checked_adapter(config, lora)
     records = read_alpaca(given.records)
     tokenizer = load_tokenizer(str(exported))
     examples = draw_examples(tokenizer, records, lora)
@@ -115,16 +119,18 @@ def _check_numbers(given: Any) -> None:
             raise UserError(f"{option}: must be at least {minimum}, given {given[name]}.")
 
 
-def _check_model(config: PreTrainedConfig, lora: LoraOptions) -> None:
-    """Refuse records longer than the model takes, and each projection that it has not."""
+def _checked_adapter(config: PreTrainedConfig, lora: LoraOptions) -> LoraOptions:
+    """Name the projections; refuse one that the model has not, and records too long for it."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and lora.max_length > positions:
         raise UserError(
             f"--max-length: the model takes {positions} tokens at most, given {lora.max_length}."
         )
     model = model_on_meta(config)
-    for name in lora.target_modules:
-        check_target_modules(model, replace(lora, target_modules=[name]))
+    names = target_modules_of(model, lora)
+    for name in names:
+        check_target_modules(model, [name])
+    return replace(lora, target_modules=list(names))  # as JSON gives it back
 
 
 def _text(

@@ -88,7 +88,8 @@ def _extras(experiment: Experiment, finetune: FinetuneOptions | None) -> dict[st
         extra["latency"] = asdict(experiment.latency)
     if finetune is not None:
         lora = asdict(finetune.lora)
-        lora["target_modules"] = list(finetune.lora.target_modules)  # as JSON gives it back
+        if finetune.lora.target_modules is not None:
+            lora["target_modules"] = list(finetune.lora.target_modules)  # as JSON gives it back
         extra["finetune"] = {"records": finetune.records, **lora}
     return extra
 

@@ -50,7 +50,8 @@ def read_finetune(value: Any) -> FinetuneOptions | None:
     parser = RaisingParser()
     parser.add_class_arguments(LoraOptions, "finetune")
     lora = parser.parse_object({"finetune": given}).finetune.as_dict()
-    lora["target_modules"] = tuple(lora["target_modules"])
+    if lora["target_modules"] is not None:
+        lora["target_modules"] = tuple(lora["target_modules"])
     return FinetuneOptions(records, LoraOptions(**lora))
 
 

@@ -28,7 +28,7 @@ from pgprune_lightning.finetuning.exported_folder import (
     update_export,
     write_like,
 )
-from pgprune_lightning.finetuning.lora import attach_adapter
+from pgprune_lightning.finetuning.lora import attach_adapter, target_modules_of
 from pgprune_lightning.finetuning.merging import keep_pruned, merge, zero_columns
 from pgprune_lightning.finetuning.options import LoraOptions
 from pgprune_lightning.finetuning.resumable_training import Progress, restored, train_resumably
@@ -98,7 +98,7 @@ def run_finetuning(job: Job) -> dict[str, Any]:
         )
     claim_work_folder(job.output, resumes=state is not None)
     before = _perplexity(model, job.text, "before") if state is None else None
-    zeroed = zero_columns(model, job.lora.target_modules)
+    zeroed = zero_columns(model, target_modules_of(model, job.lora))
     torch.manual_seed(job.lora.seed)
     adapted = attach_adapter(model, job.lora)
     keep_pruned(adapted, zeroed)

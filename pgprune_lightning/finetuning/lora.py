@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.finetuning.adapter_training import AdapterTraining, Example
 from pgprune_lightning.finetuning.alpaca import NOT_SCORED, AlpacaRecord, tokenize_record
 from pgprune_lightning.finetuning.options import LoraOptions, check_finetuning
+
+QUERIES_AND_VALUES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",))
+"""Projections that make them, in one family after another."""
 
 
 def finetune_lora(
@@ -74,37 +77,57 @@ def attach_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    check_target_modules(model, options)
+    names = target_modules_of(model, options)
+    check_target_modules(model, names)
     configuration = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=list(options.target_modules),
+        target_modules=list(names),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, configuration)
 
 
-def check_target_modules(model: nn.Module, options: LoraOptions) -> None:
+def target_modules_of(model: nn.Module, options: LoraOptions) -> Sequence[str]:
+    """Names of the projections that get an adapter.
+
+    Args:
+        model: The model; its weights may be on the meta device.
+        options: The adapter, which may leave them to the model.
+    """
+    if options.target_modules is not None:
+        return options.target_modules
+    found = _projections(model)
+    fitting = (names for names in QUERIES_AND_VALUES if found & set(names))
+    return next(fitting, QUERIES_AND_VALUES[0])
+
+
+def check_target_modules(model: nn.Module, names: Sequence[str]) -> None:
     """Refuse projections of another family, or of sub-layers that are all cut away.
 
     Args:
         model: The model; its weights may be on the meta device.
-        options: The adapter.
+        names: Of projections.
 
     Raises:
         UserError: If the model has none of them.
     """
-    found = {
+    found = _projections(model)
+    if not found & set(names):
+        raise UserError(
+            f"finetuning: the model has none of {', '.join(names)}; name "
+            f"projections that it has as target_modules: {', '.join(found)}."
+        )
+
+
+def _projections(model: nn.Module) -> Set[str]:
+    """Names of the model's projections, in their order."""
+    return {
         name.rpartition(".")[2]: None
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name != "lm_head"
-    }
-    if not found.keys() & set(options.target_modules):
-        raise UserError(
-            f"finetuning: the model has none of {', '.join(options.target_modules)}; name "
-            f"projections that it has as target_modules: {', '.join(found)}."
-        )
+    }.keys()
 
 
 def train_adapter(

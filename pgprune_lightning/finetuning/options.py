@@ -19,8 +19,9 @@ class LoraOptions:
         rank: Inner width of the adapter.
         alpha: Its output is multiplied by alpha / rank.
         dropout: Share of the adapter's inputs that is zeroed while training, 0 to 1.
-        target_modules: Projections that get an adapter, by name; PEFT's for Llama are the default.
-            LLM-Pruner and SliceGPT adapt all seven.
+        target_modules: Projections that get an adapter, by name. By default those that make queries
+            and values, as PEFT has it: q_proj and v_proj, or the one that makes both. LLM-Pruner
+            and SliceGPT adapt all seven of Llama.
         num_records: Records that are trained on, drawn by the seed; all, if there are fewer.
         max_length: Tokens of a record at most; the rest is cut off.
         epochs: Passes over the records.
@@ -35,7 +36,7 @@ class LoraOptions:
     rank: int = 16
     alpha: int = 10
     dropout: float = 0.0
-    target_modules: Sequence[str] = ("q_proj", "v_proj")
+    target_modules: Sequence[str] | None = None
     num_records: int = 4000
     max_length: int = 1024
     epochs: int = 2

@@ -24,7 +24,7 @@ from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 from pgprune_lightning.slicing import cut_model
-from tests.tiny_models import make_tiny_model, random_tokens
+from tests.tiny_models import CONFIGS, make_tiny_model, random_tokens
 
 OPTIONS = LoraOptions(rank=4, batch_size=4, micro_batch_size=2, epochs=8, lr=0.02)
 
@@ -213,6 +213,19 @@ def test_a_projection_that_the_model_does_not_have(
     options = LoraOptions(target_modules=["c_attn"])
     with pytest.raises(UserError, match="the model has none of c_attn"):
         attach_adapter(tiny_model("llama_gqa"), options)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_by_default_queries_and_values_of_every_family(name: str) -> None:
+    model = _half(make_tiny_model(name))
+    adapted = attach_adapter(model, LoraOptions(rank=2))
+    wrapped = {
+        name.partition(".lora_A")[0].rpartition(".")[2]
+        for name, _ in adapted.named_parameters()
+        if "lora_A" in name
+    }
+    joint = {"phi3": {"qkv_proj"}, "gpt_neox": {"query_key_value"}}
+    assert wrapped == joint.get(model.config.model_type, {"q_proj", "v_proj"})
 
 
 def test_answers_beyond_the_length(pgprune_data: Path) -> None:
