@@ -123,7 +123,7 @@ BEFORE_ANYTHING_IS_READ = {
     "unknown metric": (["--model.initialization.metric=best"], "wanda_sp", "taylor", "best"),
     "metric for other kinds": (
         ["--model.initialization.metric=layerwise_ppl"],
-        "layerwise_ppl measures units of kind layer",
+        "layerwise_ppl measures units of kind attention, mlp, layer",
         "magnitude, taylor, fisher, bonsai, random",
     ),
     "no accelerator": (["--trainer.accelerator=tpu"], "trainer: ", "torch_xla"),

@@ -87,7 +87,7 @@ def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:
         ("taylor", "[mlp_channel]"),
         ("fisher", "[layer]"),
         ("layerwise_ppl", "[layer]"),
-        ("block_influence", "[layer]"),
+        ("block_influence", "[attention, mlp]"),
         ("bonsai", "[attention, mlp]"),
     ],
 )
@@ -98,6 +98,18 @@ def test_a_policy_starts_from_each_metric(
     run = tiny_command("validate", *start, "--model.keep_ratio=0.7")
     assert run.status == 0, run.err
     assert "perplexity" in run.out
+
+
+@pytest.mark.parametrize("kinds", ["[mlp_channel]", "[attention, mlp]", "[layer]"])
+def test_the_default_recipe_lies_over_every_kind_of_unit(
+    tiny_command: TinyCommand, kinds: str
+) -> None:
+    fast = str(Path(__file__).parents[1] / "configs" / "recipes" / "fast.yaml")
+    smaller = ("--model.initialization.num_blocks=8", "--model.initialization.refine_steps=2")
+    options = (f"--model.unit_kinds={kinds}", "--model.keep_ratio=0.7", *smaller)
+    run = tiny_command("fit", "--config", fast, *options, "--trainer.max_steps=2")
+    assert run.status == 0, run.err
+    assert "learned mask" in run.out
 
 
 def test_a_fit_leaves_plans_metrics_config_checkpoint_and_summary(

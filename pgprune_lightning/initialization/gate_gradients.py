@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.masking.gates import gate_gradient, gated
-from pgprune_lightning.policy.mask_space import UnitKind
 
 TOKENS_AT_ONCE = 256
 """At most, but for one long sequence: every activation of every layer is held for them. More would
 be no faster on a GPU with a large model, and a fifth faster on a CPU for three times the memory."""
-
-GATED_KINDS: tuple[UnitKind, ...] = (*PROJECTIONS, "layer")
 
 
 def gate_gradients(inputs: MetricInputs) -> Iterator[Tensor]:

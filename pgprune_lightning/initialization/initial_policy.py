@@ -12,9 +12,8 @@ from pgprune_lightning.initialization.block_influence import block_influence_met
 from pgprune_lightning.initialization.bonsai import bonsai_metric
 from pgprune_lightning.initialization.fisher import fisher_metric
 from pgprune_lightning.initialization.flap import flap_metric
-from pgprune_lightning.initialization.gate_gradients import GATED_KINDS
 from pgprune_lightning.initialization.layerwise_ppl import layerwise_ppl_metric
-from pgprune_lightning.initialization.magnitude import MAGNITUDE_KINDS, magnitude_metric
+from pgprune_lightning.initialization.magnitude import magnitude_metric
 from pgprune_lightning.initialization.metric import Metric, MetricInputs
 from pgprune_lightning.initialization.probability import (
     Normalization,
@@ -25,7 +24,6 @@ from pgprune_lightning.initialization.probability import (
 from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.initialization.random_metric import random_metric
 from pgprune_lightning.initialization.refinement import (
-    check_refined_kinds,
     check_refinement,
     refined,
 )
@@ -46,16 +44,19 @@ MetricName = Literal[
     "random",
 ]
 
+EVERY_KIND: tuple[UnitKind, ...] = get_args(UnitKind)
+WHOLE_PARTS: tuple[UnitKind, ...] = ("attention", "mlp", "layer")
+
 METRICS: dict[MetricName, Metric] = {
     "wanda_sp": Metric(wanda_sp_metric, tuple(PROJECTIONS)),
     "flap": Metric(flap_metric, tuple(PROJECTIONS)),
-    "magnitude": Metric(magnitude_metric, MAGNITUDE_KINDS, reads_text=False),
-    "taylor": Metric(taylor_metric, GATED_KINDS, needs_gradients=True),
-    "fisher": Metric(fisher_metric, GATED_KINDS, needs_gradients=True),
-    "layerwise_ppl": Metric(layerwise_ppl_metric, ("layer",)),
-    "block_influence": Metric(block_influence_metric, ("layer",)),
-    "bonsai": Metric(bonsai_metric, get_args(UnitKind), draws=True),
-    "random": Metric(random_metric, get_args(UnitKind), reads_text=False, draws=True),
+    "magnitude": Metric(magnitude_metric, EVERY_KIND, reads_text=False),
+    "taylor": Metric(taylor_metric, EVERY_KIND, needs_gradients=True),
+    "fisher": Metric(fisher_metric, EVERY_KIND, needs_gradients=True),
+    "layerwise_ppl": Metric(layerwise_ppl_metric, WHOLE_PARTS),
+    "block_influence": Metric(block_influence_metric, WHOLE_PARTS),
+    "bonsai": Metric(bonsai_metric, EVERY_KIND, draws=True),
+    "random": Metric(random_metric, EVERY_KIND, reads_text=False, draws=True),
 }
 
 
@@ -65,11 +66,11 @@ class Initialization:
 
     Args:
         metric: Importance of a unit. Of heads and channels: `wanda_sp` (weight times activation),
-            `flap` (weight times fluctuation of the activation). Of layers: `layerwise_ppl` (loss
-            without the layer), `block_influence` (how far it turns the hidden states). Of any of
-            them: `magnitude` (of the weights), `random`, `bonsai` (regression on the losses of
-            sampled sub-networks, 256 forward passes of a batch), and, with a backward pass,
-            `taylor` and `fisher` (gradient of a gate on the unit, absolute or squared).
+            `flap` (weight times fluctuation of the activation). Of layers and sub-layers:
+            `layerwise_ppl` (loss without it), `block_influence` (how far it turns the hidden
+            states). Of any unit: `magnitude` (of the weights), `random`, `bonsai` (regression on
+            the losses of sampled sub-networks, 256 forward passes of a batch), and, with a backward
+            pass, `taylor` and `fisher` (gradient of a gate on the unit, absolute or squared).
         normalization: Over which units the metric is brought to zero mean and unit variance: the
             units of a kind in one `layer`, or all of a kind (`global`). A kind with one unit a
             layer is always taken over all layers. `per_parameter`: over all units of all kinds,
@@ -144,8 +145,6 @@ class Initialization:
             load_scores(self.scores, space)
         elif self.plan is None:
             check_kinds(self.metric, space)
-        if self.refine_steps:
-            check_refined_kinds(space)
 
 
 def initial_probabilities(

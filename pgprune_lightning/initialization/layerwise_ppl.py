@@ -1,6 +1,6 @@
 """Layerwise-PPL: how badly the model reads the calibration text without a layer.
 
-Shapes: U units (layers), B sequences, T tokens.
+Shapes: U units (layers or sub-layers), B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pgprune_lightning.masking.token_loss import token_nll
 
 @torch.no_grad()
 def layerwise_ppl_metric(inputs: MetricInputs) -> Tensor:
-    """Importance of a layer by the calibration loss with this layer alone dropped.
+    """Importance of a layer or sub-layer by the calibration loss with it alone dropped.
 
-    It costs as many forward passes over the calibration text as there are layers.
+    It costs as many forward passes over the calibration text as there are units.
 
     Args:
-        inputs: Model, mask space of whole layers, and calibration batches.
+        inputs: Model, mask space of whole layers or sub-layers, and calibration batches.
 
     Returns:
         Importance, (U,), float64, CPU: mean loss in nats per token, the logarithm of the
@@ -29,19 +29,19 @@ def layerwise_ppl_metric(inputs: MetricInputs) -> Tensor:
     Raises:
         UserError: If there is no calibration batch.
 
-    Source: Kim et al. 2024 (Shortened LLaMA), perplexity criterion.
+    Source: Kim et al. 2024 (Shortened LLaMA), perplexity criterion, of layers.
     Differs: The logarithm of their perplexity, which ranks the same. Perplexities without the
         first layers are larger by orders of magnitude; normalised, all others would look alike.
     """
-    assert inputs.space.kinds == ("layer",), inputs.space.kinds
+    assert all(group.count == 1 for group in inputs.space.groups), inputs.space.kinds
     execution = MultipliedExecution(inputs.model, inputs.space)
     kept_UU = ~torch.eye(inputs.space.num_units, dtype=torch.bool)
     nll_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
     num_tokens = 0
     for batch_BT in inputs.batches():
-        for layer, mask_U in enumerate(kept_UU):
+        for unit, mask_U in enumerate(kept_UU):
             with execution.masked(mask_U) as model:
                 nll_BT = token_nll(model, batch_BT)
-            nll_U[layer] += nll_BT.sum(dtype=torch.float64).cpu()
+            nll_U[unit] += nll_BT.sum(dtype=torch.float64).cpu()
         num_tokens += nll_BT.numel()
     return nll_U / num_tokens

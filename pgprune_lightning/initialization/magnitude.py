@@ -16,16 +16,14 @@ from pgprune_lightning.masking.sharding import whole_weight
 from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.policy.mask_space import UnitKind
 
-MAGNITUDE_KINDS: tuple[UnitKind, ...] = ("kv_group", "mlp_channel", "layer")
-
 
 @torch.no_grad()
 def magnitude_metric(inputs: MetricInputs) -> Tensor:
     """Importance by the L2 norm of a unit's weights, all its matrices taken together.
 
     A KV group has its rows of the query, key and value projections and its columns of the output
-    projection; a channel its rows of gate and up and its column of down; a layer all matrices.
-    Biases and norms are left out: they are not of the matrices' scale.
+    projection; a channel its rows of gate and up and its column of down; a layer or sub-layer all
+    of its matrices. Biases and norms are left out: they are not of the matrices' scale.
 
     Args:
         inputs: Model and mask space.
@@ -53,7 +51,6 @@ def _norms(layer: DecoderLayer, kind: UnitKind) -> Iterator[Tensor]:
 
     Of a fused projection, each part is a matrix.
     """
-    assert kind in MAGNITUDE_KINDS, kind
     for part in layer.sub_layers_of(kind):
         for projection in part.inputs:
             yield from _norm(projection.linear.weight, dim=1).split(projection.parts)

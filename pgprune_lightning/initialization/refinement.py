@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.initialization.gate_gradients import GATED_KINDS, gradients_at
+from pgprune_lightning.initialization.gate_gradients import gradients_at
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet
 from pgprune_lightning.progress import work_bar
 
 STEP_SIZE = 0.06
@@ -42,20 +42,6 @@ def check_refinement(steps: int, num_blocks: int) -> None:
         raise UserError(
             "initialization.refine_steps: one sequence for the steps and one to judge them by are "
             f"the least; num_blocks is {num_blocks}."
-        )
-
-
-def check_refined_kinds(space: MaskSpace) -> None:
-    """Refuse units that have no gates.
-
-    Raises:
-        UserError: If there is such a kind.
-    """
-    kinds = [kind for kind in space.kinds if kind not in GATED_KINDS]
-    if kinds:
-        raise UserError(
-            f"initialization.refine_steps: units of kind {', '.join(kinds)} have no gates; leave "
-            f"it at 0, or prune {', '.join(GATED_KINDS)}."
         )
 
 

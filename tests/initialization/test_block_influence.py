@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pgprune_lightning.initialization.block_influence import block_influence_metric
 from pgprune_lightning.initialization.metric import MetricInputs
@@ -32,6 +32,41 @@ def test_equals_its_definition(metric_inputs: Callable[..., MetricInputs]) -> No
         ]
         expected.append(1 - sum(cosines) / len(cosines))
     assert metric.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_sub_layers_too(metric_inputs: Callable[..., MetricInputs]) -> None:
+    """The stream between attention and MLP is what the second norm is given."""
+    inputs = metric_inputs(["attention", "mlp"], BATCHES)
+    metric_U = block_influence_metric(inputs)
+    streams: list[Tensor] = []
+    for layer in inputs.model.model.layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.register_forward_pre_hook(lambda _module, given: streams.append(given[0]))
+    inputs.model.model.norm.register_forward_pre_hook(
+        lambda _module, given: streams.append(given[0])
+    )
+    inputs.model(torch.cat(BATCHES))
+    expected_U = torch.zeros(6, dtype=torch.float64)
+    for place, (before, behind) in enumerate(pairwise(streams)):
+        cosine = nn.functional.cosine_similarity(before, behind, dim=-1).mean()
+        kind = ("attention", "mlp")[place % 2]
+        inputs.space.view(expected_U, place // 2, kind).fill_(1 - cosine)
+    torch.testing.assert_close(metric_U, expected_U, rtol=1e-4, atol=1e-6)
+    assert metric_U.min() > 1e-4
+
+
+def test_side_by_side_each_is_measured_alone(metric_inputs: Callable[..., MetricInputs]) -> None:
+    """GPT-NeoX: attention and MLP read one stream; without the other it is a layer of one part."""
+    inputs = metric_inputs(["attention", "mlp"], BATCHES, name="gpt_neox")
+    alone = metric_inputs(["layer"], BATCHES, name="gpt_neox")
+    mlp = alone.model.gpt_neox.layers[0].mlp.dense_4h_to_h
+    mlp.weight.data.zero_()
+    mlp.bias.data.zero_()
+    of_attention_L = block_influence_metric(alone)
+    metric_U = block_influence_metric(inputs)
+    assert float(inputs.space.view(metric_U, 0, "attention")) == pytest.approx(
+        float(of_attention_L[0]), rel=1e-4
+    )
 
 
 def test_a_layer_that_adds_nothing_has_none(metric_inputs: Callable[..., MetricInputs]) -> None:

@@ -18,7 +18,9 @@ from tests.tiny_models import random_tokens
 TOKENS = random_tokens(rows=5)
 
 
-@pytest.mark.parametrize("unit_kinds", [["kv_group", "mlp_channel"], ["layer"]])
+@pytest.mark.parametrize(
+    "unit_kinds", [["kv_group", "mlp_channel"], ["layer"], ["attention", "mlp"]]
+)
 def test_equals_its_definition(
     metric_inputs: Callable[..., MetricInputs], unit_kinds: list[str]
 ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.initialization.gate_gradients import GATED_KINDS, gate_gradients
+from pgprune_lightning.initialization.gate_gradients import gate_gradients
 from pgprune_lightning.initialization.metric import MetricInputs
 from tests.tiny_models import KINDS, random_tokens
 
@@ -36,24 +36,28 @@ def gated_weights(module: nn.Module, kind: str, index: int, width: int) -> list[
     attention, mlp = module.self_attn.o_proj, module.mlp.down_proj
     if kind == "layer":
         return [attention.weight, attention.bias, mlp.weight, mlp.bias]
-    linear = attention if kind == "kv_group" else mlp
+    linear = attention if kind in ("kv_group", "attention") else mlp
+    if kind in ("attention", "mlp"):
+        return [linear.weight, linear.bias]
     return [linear.weight[:, index * width : (index + 1) * width]]
 
 
-@pytest.mark.parametrize("unit_kinds", [["kv_group", "mlp_channel"], ["layer"]])
+@pytest.mark.parametrize(
+    "unit_kinds", [["kv_group", "mlp_channel"], ["layer"], ["attention", "mlp"]]
+)
 def test_equal_finite_differences(
     metric_inputs: Callable[..., MetricInputs], unit_kinds: list[str]
 ) -> None:
     inputs = metric_inputs(unit_kinds, BATCHES, name="llama_biased", dtype=torch.float64)
     # The model's norms compute in float32 whatever its type, which a smaller step would show.
     space, step = inputs.space, 1e-2
-    width = {"kv_group": 2 * 8, "mlp_channel": 1, "layer": 0}
+    width = {"kv_group": 2 * 8, "mlp_channel": 1}
     gradients_NU = torch.cat(list(gate_gradients(inputs)))
     assert gradients_NU.shape == (3, space.num_units)
     assert gradients_NU.dtype == torch.float64
     for unit in {0, 1, 2, space.num_units // 2, space.num_units - 1}:
         layer, kind, index = space.locate(unit)
-        weights = gated_weights(inputs.model.model.layers[layer], kind, index, width[kind])
+        weights = gated_weights(inputs.model.model.layers[layer], kind, index, width.get(kind, 0))
         originals = [weight.clone() for weight in weights]
         moved = []
         for factor in (1 + step, 1 - step):
@@ -66,10 +70,7 @@ def test_equal_finite_differences(
         torch.testing.assert_close(gradients_NU[:, unit], slope_N, rtol=1e-3, atol=1e-5)
 
 
-GATED = {name: units for name, units in KINDS.items() if {*units["unit_kinds"]} <= {*GATED_KINDS}}
-
-
-@pytest.mark.parametrize("units", GATED.values(), ids=GATED)
+@pytest.mark.parametrize("units", KINDS.values(), ids=KINDS)
 def test_leaves_no_trace(metric_inputs: Callable[..., MetricInputs], units: dict[str, Any]) -> None:
     inputs = metric_inputs(batches=BATCHES, **units)
     before = losses(inputs.model, BATCHES[0])

@@ -33,6 +33,19 @@ def test_equals_the_loss_of_the_cut_model(metric_inputs: Callable[..., MetricInp
     assert len({round(loss, 3) for loss in expected}) == 3
 
 
+def test_of_sub_layers_too(metric_inputs: Callable[..., MetricInputs]) -> None:
+    inputs = metric_inputs(["attention", "mlp"], BATCHES)
+    input_ids, expected_U = torch.cat(BATCHES), torch.zeros(6)
+    for layer in range(3):
+        for kind, path in (("attention", "self_attn.o_proj"), ("mlp", "mlp.down_proj")):
+            without = copy.deepcopy(inputs.model)
+            without.get_submodule(f"model.layers.{layer}.{path}").weight.data.zero_()
+            loss = without(input_ids, labels=input_ids, use_cache=False).loss
+            inputs.space.view(expected_U, layer, kind).fill_(loss)
+    torch.testing.assert_close(layerwise_ppl_metric(inputs).float(), expected_U)
+    assert len(expected_U.unique()) == 6
+
+
 def test_no_calibration_data(metric_inputs: Callable[..., MetricInputs]) -> None:
     with pytest.raises(UserError, match="no sequence to measure on"):
         layerwise_ppl_metric(metric_inputs(["layer"], []))

@@ -46,3 +46,12 @@ def test_a_layer_has_all_its_matrices(metric_inputs: Callable[..., MetricInputs]
         for module in inputs.model.model.layers
     ]
     assert magnitude_metric(inputs).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_sub_layer_has_its_own(metric_inputs: Callable[..., MetricInputs]) -> None:
+    inputs = metric_inputs(["attention", "mlp"], [])
+    metric_U = magnitude_metric(inputs)
+    for layer, module in enumerate(inputs.model.model.layers):
+        for kind, part in (("attention", module.self_attn), ("mlp", module.mlp)):
+            (value,) = inputs.space.view(metric_U, layer, kind).tolist()
+            assert value == pytest.approx(root(*part.parameters()), rel=1e-6)

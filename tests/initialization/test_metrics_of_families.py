@@ -23,7 +23,7 @@ from pgprune_lightning.policy import UnitKind
 from tests.tiny_models import random_tokens
 
 OF_PARTS = [wanda_sp_metric, flap_metric, magnitude_metric, taylor_metric, fisher_metric]
-OF_LAYERS = [
+OF_WHOLE_PARTS = [
     block_influence_metric,
     layerwise_ppl_metric,
     magnitude_metric,
@@ -35,7 +35,12 @@ BATCHES = [random_tokens(rows=3), random_tokens(rows=1, seed=1)]
 
 @pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "phi3", "opt", "gpt_neox"])
 @pytest.mark.parametrize(
-    ("unit_kinds", "metrics"), [(["kv_group", "mlp_channel"], OF_PARTS), (["layer"], OF_LAYERS)]
+    ("unit_kinds", "metrics"),
+    [
+        (["kv_group", "mlp_channel"], OF_PARTS),
+        (["layer"], OF_WHOLE_PARTS),
+        (["attention", "mlp"], OF_WHOLE_PARTS),
+    ],
 )
 def test_every_metric_tells_units_apart(
     metric_inputs: Callable[..., MetricInputs],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import ExploredLogits, FeasibleSet
+from pgprune_lightning.policy import ExploredLogits, FeasibleSet, MaskSpace
 
 SCOPES = ["per_kind", "per_layer", "units", "parameters"]
 
@@ -73,6 +73,15 @@ def test_each_move_moves_its_units_by_its_width(space):
         own_U = changed(policy, 3 * len(groups) + order, 1.0)
         assert own_U.nonzero().tolist() == [[unit]]
         assert float(own_U[unit]) == pytest.approx(0.7)
+
+
+def test_kv_groups_move_by_themselves_only_where_they_are_pruned(space):
+    of_channels = MaskSpace.build(
+        [(layer, "mlp_channel", 4, 9, 4) for layer in range(2)], total_parameters=200
+    )
+    policy = started(of_channels, FeasibleSet(of_channels, 0.5))
+    assert len(policy.means) == 2 * 2  # an offset and a slope for each layer
+    assert len(started(space, FeasibleSet(space, 0.6)).means) == 2 * len(space.groups) + 6
 
 
 def test_equal_values_of_a_metric_have_no_slope(space):

@@ -39,7 +39,7 @@ class ExploredLogits(MaskPolicy):
     Args:
         features: Metrics beside the initial one that get slopes of their own, such as
             [flap, wanda_sp], normalised as `initialization.normalization` says.
-        own_kinds: Kinds of unit with a move for each unit, such as [kv_group].
+        own_kinds: Kinds of unit with a move for each unit; kv_group, where it is pruned, if None.
         offset_width: Standard deviation of an offset, in logits.
         slope_width: Standard deviation of a slope, in logits for each standard deviation of the
             metric in the layer and kind.
@@ -66,7 +66,7 @@ class ExploredLogits(MaskPolicy):
     def __init__(
         self,
         features: list[str] = [],  # noqa: B006 (read only)
-        own_kinds: list[UnitKind] = ["kv_group"],  # noqa: B006 (read only)
+        own_kinds: list[UnitKind] | None = None,
         offset_width: float = 0.4,
         slope_width: float = 0.2,
         own_width: float = 0.6,
@@ -120,13 +120,16 @@ class ExploredLogits(MaskPolicy):
         return SymmetricExploration(len(self.means), self.explored_masks)
 
     def _own_units(self, space: MaskSpace) -> Tensor:
-        for kind in self.own_kinds:
+        kinds = self.own_kinds
+        if kinds is None:
+            kinds = [kind for kind in space.kinds if kind == "kv_group"]
+        for kind in kinds:
             if kind not in space.kinds:
                 raise UserError(
                     f"model.policy: own_kinds: {kind} is not among unit_kinds "
                     f"[{', '.join(space.kinds)}]."
                 )
-        units = [space.units_of(kind) for kind in self.own_kinds]
+        units = [space.units_of(kind) for kind in kinds]
         return torch.cat(units) if units else torch.zeros(0, dtype=torch.int64)
 
     @torch.no_grad()
