@@ -144,4 +144,5 @@ pytest_plugins = [
     "tests.tiny_runs",
     "tests.tiny_commands",
     "tests.tiny_experiments",
+    "tests.tiny_finetuning",
 ]

@@ -23,10 +23,7 @@ from pgprune_lightning.initialization.probability import (
 )
 from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.initialization.random_metric import random_metric
-from pgprune_lightning.initialization.refinement import (
-    check_refinement,
-    refined,
-)
+from pgprune_lightning.initialization.refinement import check_refinement, refined
 from pgprune_lightning.initialization.scores_file import load_scores
 from pgprune_lightning.initialization.taylor import taylor_metric
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric

@@ -1,0 +1,133 @@
+"""`finetune`: stopped after every step, or killed, it is the run that was not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pgprune_lightning.finetuning import adapter_training
+from pgprune_lightning.finetuning.adapter_training import AdapterTraining
+from tests.tiny_commands import Outcome, refused
+from tests.tiny_finetuning import metric_rows
+
+STEPS = 5
+
+
+@pytest.fixture(autouse=True)
+def _peft() -> None:
+    pytest.importorskip("peft", reason="pip install -e '.[finetune]'")
+
+
+def _same_model(first: Path, second: Path) -> None:
+    """Weights and metrics bit by bit, and everything else but when and how it was run."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+    assert metric_rows(first) == metric_rows(second)
+    results = [json.loads((folder / "finetune.json").read_text()) for folder in (first, second)]
+    for result in results:
+        for name in ("seconds", "provenance"):
+            result.pop(name)
+    assert results[0] == results[1]
+
+
+def _signal_in_every_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As a scheduler would: once in the first step that a process takes."""
+    take_step = AdapterTraining._take_step
+
+    def step(self: AdapterTraining) -> float:
+        os.kill(os.getpid(), number)
+        return take_step(self)
+
+    monkeypatch.setattr(AdapterTraining, "_take_step", step)
+
+
+def test_stopped_after_every_step(
+    finetune: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pgprune_data: Path,
+) -> None:
+    """Dropout draws from the generator, so that its state counts too."""
+    text = ("--text", str(pgprune_data / "tinystories" / "stories.txt"), "--tokens", "512")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    outcome = finetune(whole, *text)
+    assert outcome.status == 0, outcome.err
+    for step in range(1, STEPS + 1):
+        number = signal.SIGINT if step == 3 else signal.SIGTERM
+        with monkeypatch.context() as patch:
+            _signal_in_every_step(patch, number)
+            outcome = finetune(stopped, *text, "--resume", "auto")
+            assert outcome.status == (130 if step == 3 else 75), outcome.err
+            assert f"Stopped after step {step} of {STEPS + 1}" in outcome.err
+            assert not stopped.exists(), "a model stands there only when it is finished"
+    outcome = finetune(stopped, *text, "--resume", "auto")
+    assert outcome.status == 0, outcome.err
+    assert "going on after step 5" in outcome.out
+    _same_model(whole, stopped)
+    assert not list(tmp_path.glob("*.unfinished"))
+    assert "finished" in finetune(stopped, *text, "--resume", "auto").out
+    _same_model(whole, stopped)
+
+
+def test_killed_in_a_step_it_goes_on_from_the_last_checkpoint_that_loads(
+    finetune: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert finetune(whole).status == 0
+
+    def break_off(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt  # nothing is saved, as with a kill
+
+    losses = adapter_training._add_gradients
+    calls: list[int] = []
+
+    def count(*arguments: Any) -> float:
+        calls.append(1)
+        return break_off() if len(calls) == 6 else losses(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_training, "_add_gradients", count)
+        assert finetune(killed).status == 130
+    checkpoints = sorted((tmp_path / "killed.unfinished" / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step=00000002.ckpt", "step=00000004.ckpt"]
+    content = bytearray(checkpoints[-1].read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoints[-1].write_bytes(content)
+
+    refused(finetune(killed), "killed.unfinished holds a fine-tuning", "--resume auto")
+    with pytest.warns(UserWarning, match="passed over"):
+        other = finetune(killed, "--resume", "auto", "--lr", "0.5")
+    refused(other, "another fine-tuning (lr: there 0.01, here 0.5)")
+    with pytest.warns(UserWarning, match="passed over"):
+        outcome = finetune(killed, "--resume", "auto")
+    assert outcome.status == 0, outcome.err
+    assert "going on after step 2" in outcome.out
+    _same_model(whole, killed)
+
+
+def test_a_full_disk_at_the_end_costs_nothing(
+    finetune: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output = tmp_path / "tuned"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        refused(finetune(output), "cannot be written", "No space left", "--resume auto")
+    assert not output.exists()
+    outcome = finetune(output, "--resume", "auto")
+    assert outcome.status == 0, outcome.err
+    assert "going on after step 6" in outcome.out
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
