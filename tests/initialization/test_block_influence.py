@@ -34,13 +34,19 @@ def test_equals_its_definition(metric_inputs: Callable[..., MetricInputs]) -> No
     assert metric.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_of_sub_layers_too(metric_inputs: Callable[..., MetricInputs]) -> None:
-    """The stream between attention and MLP is what the second norm is given."""
-    inputs = metric_inputs(["attention", "mlp"], BATCHES)
+@pytest.mark.parametrize(
+    ("name", "norm_between"),
+    [("llama_gqa", "post_attention_layernorm"), ("gemma2", "pre_feedforward_layernorm")],
+)
+def test_of_sub_layers_too(
+    metric_inputs: Callable[..., MetricInputs], name: str, norm_between: str
+) -> None:
+    """The stream between attention and MLP is what the norm before the MLP is given."""
+    inputs = metric_inputs(["attention", "mlp"], BATCHES, name=name)
     metric_U = block_influence_metric(inputs)
     streams: list[Tensor] = []
     for layer in inputs.model.model.layers:
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+        for norm in (layer.input_layernorm, layer.get_submodule(norm_between)):
             norm.register_forward_pre_hook(lambda _module, given: streams.append(given[0]))
     inputs.model.model.norm.register_forward_pre_hook(
         lambda _module, given: streams.append(given[0])
@@ -55,18 +61,20 @@ def test_of_sub_layers_too(metric_inputs: Callable[..., MetricInputs]) -> None:
     assert metric_U.min() > 1e-4
 
 
-def test_side_by_side_each_is_measured_alone(metric_inputs: Callable[..., MetricInputs]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "other"), [("attention", "mlp.dense_4h_to_h"), ("mlp", "attention.dense")]
+)
+def test_side_by_side_each_is_measured_alone(
+    metric_inputs: Callable[..., MetricInputs], kind: str, other: str
+) -> None:
     """GPT-NeoX: attention and MLP read one stream; without the other it is a layer of one part."""
     inputs = metric_inputs(["attention", "mlp"], BATCHES, name="gpt_neox")
     alone = metric_inputs(["layer"], BATCHES, name="gpt_neox")
-    mlp = alone.model.gpt_neox.layers[0].mlp.dense_4h_to_h
-    mlp.weight.data.zero_()
-    mlp.bias.data.zero_()
-    of_attention_L = block_influence_metric(alone)
-    metric_U = block_influence_metric(inputs)
-    assert float(inputs.space.view(metric_U, 0, "attention")) == pytest.approx(
-        float(of_attention_L[0]), rel=1e-4
-    )
+    for parameter in alone.model.get_submodule(f"gpt_neox.layers.0.{other}").parameters():
+        parameter.data.zero_()
+    metric_U, of_one_part_L = block_influence_metric(inputs), block_influence_metric(alone)
+    (found,) = inputs.space.view(metric_U, 0, kind).tolist()
+    assert found == pytest.approx(float(of_one_part_L[0]), rel=1e-4)
 
 
 def test_a_layer_that_adds_nothing_has_none(metric_inputs: Callable[..., MetricInputs]) -> None:
