@@ -1,6 +1,6 @@
 """The feasible set of keep probabilities: project onto it, and cut one mask from it.
 
-Shapes: U units of the whole model, N free units of one constraint.
+Shapes: U units of the whole model, N free units of one constraint, S masks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy import host_reads
 from pgprune_lightning.policy.constraint import (
     BudgetScope,
     Constraint,
     build_constraints,
     scope_costs,
 )
-from pgprune_lightning.policy.fitting import fitting, most_probable
+from pgprune_lightning.policy.fitting import fitting, most_probable, most_probable_of_each
 from pgprune_lightning.policy.layer_bounds import (
     ANY_RATIO,
     forced_and_allowed,
@@ -168,19 +169,31 @@ class FeasibleSet:
         Returns:
             The mask, (U,) bool, True keeps.
         """
-        assert s_U.shape == (self._space.num_units,), s_U.shape
-        mask_U = torch.ones_like(s_U, dtype=torch.bool)
-        for constraint, blocks in zip(self.constraints_on(s_U.device), self._blocks, strict=True):
-            units = constraint.units
+        return self.deterministic_masks(s_U[None])[0]
+
+    def deterministic_masks(self, s_SU: Tensor) -> Tensor:
+        """Do for each row, (S, U), what `deterministic_mask` does.
+
+        On an accelerator all rows are ranked at once, and the host reads nothing, unless there are
+        layer bounds or multiples.
+        """
+        assert s_SU.shape == (len(s_SU), self._space.num_units), s_SU.shape
+        masks_SU = torch.ones_like(s_SU, dtype=torch.bool)
+        for on_host, constraint, blocks in zip(
+            self.constraints, self.constraints_on(s_SU.device), self._blocks, strict=True
+        ):
+            s_SN, costs_N = s_SU.index_select(1, constraint.units), constraint.costs
+            limit = constraint.limit
             if blocks:
-                mask_U[units] = kept_blocks(s_U[units], blocks, constraint.limit)
-                continue
-            if constraint.groups:
-                ranked = s_U[units].argsort(descending=True, stable=True)
-                mask_U[units[ranked]] = _kept_within_groups(ranked, constraint)
-                continue
-            mask_U[units] = most_probable(s_U[units], constraint.costs, constraint.limit)
-        return mask_U
+                masks = [kept_blocks(s_N, blocks, limit) for s_N in s_SN]
+            elif constraint.groups:
+                masks = [_kept_within_groups(s_N, constraint) for s_N in s_SN]
+            elif host_reads.reading_is_free(s_SU.device):
+                masks = [most_probable(s_N, costs_N, limit) for s_N in s_SN]
+            else:
+                masks = list(most_probable_of_each(s_SN, costs_N, limit, on_host.different_costs))
+            masks_SU.index_copy_(1, constraint.units, torch.stack(masks))
+        return masks_SU
 
     def contains(self, s_U: Tensor, tolerance: float = 1e-9) -> bool:
         """Whether probabilities, (U,), are feasible, but for a tolerance.
@@ -245,13 +258,14 @@ def _blocked(
     return blocked_groups(groups, constraint.costs, multiples, constraint.limit, bounds)
 
 
-def _kept_within_groups(ranked_N: Tensor, constraint: Constraint) -> Tensor:
-    """Which units of a ranking stay, (N,) bool, in its order."""
+def _kept_within_groups(s_N: Tensor, constraint: Constraint) -> Tensor:
+    """The most probable units that layer bounds allow, (N,) bool."""
+    ranked_N = s_N.argsort(descending=True, stable=True)
     costs_N = constraint.costs[ranked_N]
     kept_N, allowed_N = forced_and_allowed(ranked_N, constraint.groups)
     rest_N = allowed_N & ~kept_N
     kept_N[rest_N] = fitting(costs_N[rest_N], constraint.limit - float(costs_N[kept_N].sum()))
-    return kept_N
+    return torch.zeros_like(kept_N).scatter_(0, ranked_N, kept_N)
 
 
 def _sigmoid_shift(x_N: Tensor, costs_N: Tensor, limit: float) -> float:

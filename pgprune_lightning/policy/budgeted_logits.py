@@ -9,14 +9,19 @@ Shapes: U units of the whole model, N free units of one constraint.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy import host_reads
 from pgprune_lightning.policy.budget import FeasibleSet
 
 _TOLERANCE = 1e-14  # of the kept cost, as a share of the whole one
 _MOST_ROUNDS = 200  # of bisection alone they would be enough
+_ROUNDS_UNREAD = 16  # enough for all but logits of very different magnitude
+_MET = 1e-12  # of the whole cost
 _MARGIN = 1e-3  # how near a bound, as a share of the way between them, a unit at a bound starts
 
 
@@ -47,44 +52,68 @@ def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tens
     Raises:
         UserError: A logit is not finite.
     """
+    if host_reads.reading_is_free(logits_U.device):
+        _check_finite(logits_U)
+        return _on_budget(logits_U, feasible_set, _MOST_ROUNDS)[0]
+    s_U, verdicts = _on_budget(logits_U, feasible_set, _ROUNDS_UNREAD)
+    # The one result that the host reads, of everything at once.
+    if verdicts and not bool(torch.stack(verdicts).all()):
+        _check_finite(logits_U)
+        s_U, _ = _on_budget(logits_U, feasible_set, _MOST_ROUNDS)
+    return s_U
+
+
+def _check_finite(logits_U: Tensor) -> None:
     if not bool(logits_U.isfinite().all()):
         raise UserError(
             f"{int((~logits_U.isfinite()).sum())} of {len(logits_U)} logits are not finite. "
             "Lower the step size, or look for a loss that is not finite."
         )
-    s_U = torch.ones_like(logits_U)
-    for constraint in feasible_set.constraints_on(logits_U.device):
-        units = constraint.units
-        costs_N = constraint.costs
-        span, total = constraint.upper - constraint.lower, float(costs_N.sum())
+
+
+def _on_budget(
+    logits_U: Tensor, feasible_set: FeasibleSet, rounds: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The keep-probabilities, (U,) float64, and whether each budget is met, () bool."""
+    s_U, verdicts = torch.ones_like(logits_U), []
+    on_device = feasible_set.constraints_on(logits_U.device)
+    for on_host, constraint in zip(feasible_set.constraints, on_device, strict=True):
+        span, total = constraint.upper - constraint.lower, on_host.total_cost
         share = (constraint.limit / total - constraint.lower) / span
-        s_U[units] = constraint.lower + span * _sigmoids_with_mean(logits_U[units], costs_N, share)
-    return s_U
+        x_N, weights_N = logits_U.index_select(0, constraint.units), constraint.costs / total
+        sigmoid_N, is_met = _sigmoids_with_mean(x_N, weights_N, share, rounds)
+        s_U.index_copy_(0, constraint.units, constraint.lower + span * sigmoid_N)
+        verdicts.append(is_met)
+    return s_U, verdicts
 
 
-def _sigmoids_with_mean(x_N: Tensor, costs_N: Tensor, mean: float) -> Tensor:
-    """Find sigmoid(x + b) whose mean, weighted by the costs, is given; Newton within a bracket."""
-    weights_N = costs_N / costs_N.sum()
+def _sigmoids_with_mean(
+    x_N: Tensor, weights_N: Tensor, mean: float, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Find sigmoid(x + b) whose weighted mean is given; Newton within a bracket.
+
+    Also whether they have that mean, which the host reads on the way only where that costs nothing.
+    """
     if not _TOLERANCE < mean < 1 - _TOLERANCE:
-        return torch.full_like(x_N, float(mean > 0.5))
+        return torch.full_like(x_N, float(mean > 0.5)), x_N.isfinite().all()
     # At its ends every sigmoid is on one side of the mean.
-    level = float(torch.logit(torch.tensor(mean, dtype=torch.float64)))
-    low, high = level - float(x_N.max()), level - float(x_N.min())
+    level = math.log(mean) - math.log1p(-mean)
+    low, high = level - x_N.max(), level - x_N.min()
     shift = (low + high) / 2
     sigmoid_N = (x_N + shift).sigmoid()
-    for _ in range(_MOST_ROUNDS):
-        slope_N = sigmoid_N * (1 - sigmoid_N)
-        sums = torch.stack([weights_N @ sigmoid_N, weights_N @ slope_N]).tolist()
-        excess, slope = sums[0] - mean, sums[1]
-        if abs(excess) <= _TOLERANCE:
-            break
-        low, high = (low, shift) if excess > 0 else (shift, high)
-        newton = shift - excess / slope if slope > 0 else low
-        shift = newton if low < newton < high else (low + high) / 2
+    for _ in range(rounds):
+        excess, slope = weights_N @ sigmoid_N - mean, weights_N @ (sigmoid_N * (1 - sigmoid_N))
+        is_done = excess.abs() <= _TOLERANCE
+        low, high = torch.where(excess > 0, low, shift), torch.where(excess > 0, shift, high)
+        newton = shift - excess / slope  # not finite where no unit moves any more
+        is_inside = (newton > low) & (newton < high)
+        moved = torch.where(is_inside, newton, (low + high) / 2)
+        is_over = is_done | (moved <= low) | (moved >= high)
+        shift = torch.where(is_done, shift, moved)
         sigmoid_N = (x_N + shift).sigmoid()
-        if not low < shift < high:
+        if host_reads.reading_is_free(x_N.device) and bool(is_over):
             break
-    return sigmoid_N
+    return sigmoid_N, (weights_N @ sigmoid_N - mean).abs() <= _MET
 
 
 def logits_of(probabilities_U: Tensor, feasible_set: FeasibleSet) -> Tensor:

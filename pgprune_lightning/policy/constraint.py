@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from operator import mul
 from typing import Literal
@@ -45,6 +46,16 @@ class Constraint:
     lower: float
     upper: float
     groups: tuple[GroupBounds, ...] = ()
+
+    @cached_property
+    def total_cost(self) -> float:
+        """Cost of all its units."""
+        return float(self.costs.sum())
+
+    @cached_property
+    def different_costs(self) -> int:
+        """How many different costs the units have."""
+        return len(self.costs.unique())
 
 
 def build_constraints(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy import host_reads
 
 _ROUNDS = 8
 """Of Newton's method; of a training step's values at most 7 were needed in thousands of tries."""
@@ -115,7 +116,7 @@ class _Problem:
         if not fill:
             clipped = self.z.clamp(self.lower, self.upper)
             is_slack = self.costs @ clipped <= budget
-            if _reading_is_free(self.z.device) and bool(is_slack):
+            if host_reads.reading_is_free(self.z.device) and bool(is_slack):
                 return clipped, is_finite
         before, after = self._neighbours(self._newton(budget))
         kept_after = self._kept(after)
@@ -166,7 +167,7 @@ class _Problem:
             # Of a flat piece the step is not finite, and not between the brackets either.
             is_good = is_done | ((stepped > low) & (stepped < high))
             v = torch.where(is_good, stepped, (low + high) / 2)
-            if _reading_is_free(s.device) and bool(is_done):
+            if host_reads.reading_is_free(s.device) and bool(is_done):
                 break
         return v
 
@@ -191,11 +192,6 @@ class _Problem:
 
 def _is_within(share: float, kept: Tensor, budget: float) -> Tensor:
     return (kept - budget).abs() <= share * abs(budget)
-
-
-def _reading_is_free(device: torch.device) -> bool:
-    """Whether the host may look at a number without waiting for an accelerator."""
-    return device.type == "cpu"
 
 
 def _check(problem: _Problem, budget: float, *, fill: bool) -> None:

@@ -23,8 +23,8 @@ from pgprune_lightning.policy import (
     PlainReinforce,
     ProjectedSGD,
     SymmetricExploration,
+    host_reads,
     mask_generator,
-    projection,
 )
 from tests.exact_estimates import mask_samples
 from tests.host_reads import HostReads
@@ -42,7 +42,7 @@ def test_reads_are_counted() -> None:
 
 @pytest.fixture
 def _as_on_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "_reading_is_free", lambda device: False)
+    monkeypatch.setattr(host_reads, "reading_is_free", lambda device: False)
 
 
 def free_policy(
@@ -94,7 +94,6 @@ def test_a_step_is_read_once(
 
 
 def test_explored_moves_are_not_read() -> None:
-    """Their policies are: a shift of logits onto a budget is searched for on the host."""
     s_U = torch.full((3,), 0.5, dtype=torch.float64)
     estimator = SymmetricExploration(3, lambda moves_SP: moves_SP > 0)
     generator = torch.Generator().manual_seed(0)

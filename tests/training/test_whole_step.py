@@ -6,6 +6,7 @@ Shapes: S mask samples, B sequences, T tokens.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,14 +15,19 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import (
+    Adam,
     Antithetic,
     DenseLossControlVariate,
+    ExploredLogits,
+    FreeLogits,
     GradientEstimator,
     LeaveOneOut,
     LinearSurrogate,
     MovingAverageBaseline,
     PlainReinforce,
-    projection,
+    ProjectedSGD,
+    StructuredLogits,
+    host_reads,
 )
 from pgprune_lightning.training.mask_losses import MaskLosses
 from pgprune_lightning.training.pruning_module import PolicyGradientPruning
@@ -48,8 +54,36 @@ def test_a_training_step_is_read_once(
     estimator: GradientEstimator,
     options: dict[str, Any],
 ) -> None:
-    """From the batch to the update, with the forward passes, where no mask goes to the host."""
-    monkeypatch.setattr(projection, "_reading_is_free", lambda device: False)
+    module = tiny_run.module(execution="widened", estimator=estimator, **options)
+    assert _reads_of_steps(module, tiny_run, monkeypatch) == [["_local_scalar_dense"]] * 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": FreeLogits(), "budget": "per_kind"},
+        {"policy": FreeLogits(final_sharpness=3.0), "budget": "parameters"},
+        {"policy": StructuredLogits(), "budget": "parameters"},
+        {"policy": ExploredLogits(), "budget": "parameters", "masks_per": "sequence"},
+        {"policy": ExploredLogits(), "budget": "per_layer"},
+        {"update": Adam},
+        {"update": partial(ProjectedSGD, momentum=0.9)},
+    ],
+    ids=str,
+)
+def test_with_logits_or_a_memory_it_is_read_once_too(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """The shift onto the budget, and the ranking of explored masks, are found on the device."""
+    module = tiny_run.module(execution="widened", **copy.deepcopy(options))
+    assert _reads_of_steps(module, tiny_run, monkeypatch) == [["_local_scalar_dense"]] * 3
+
+
+def _reads_of_steps(
+    module: PolicyGradientPruning, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> list[list[str]]:
+    """What the host reads from the batch to the update, with the forward passes, in each step."""
+    monkeypatch.setattr(host_reads, "reading_is_free", lambda device: False)
     names = []
 
     class Watched(PolicyGradientPruning):
@@ -59,10 +93,9 @@ def test_a_training_step_is_read_once(
             names.append(reads.names)
             return output
 
-    module = tiny_run.module(execution="widened", estimator=estimator, **options)
     module.__class__ = Watched
     tiny_run.trainer(max_steps=3).fit(module, datamodule=tiny_run.datamodule())
-    assert names == [["_local_scalar_dense"]] * 3
+    return names
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)

@@ -171,11 +171,8 @@ class ExploredLogits(MaskPolicy):
         """
         assert self._feasible_set is not None, "start_from has not been called"
         means = self.means.detach()
-        masks = [
-            self._feasible_set.deterministic_mask(self._logits(means + noise_P))
-            for noise_P in noise_SP
-        ]
-        return torch.stack(masks)
+        logits_SU = torch.stack([self._logits(means + noise_P) for noise_P in noise_SP])
+        return self._feasible_set.deterministic_masks(logits_SU)
 
     def _logits(self, moves_P: Tensor) -> Tensor:
         return self.initial_logits_U + (moves_P[self.moves_of_RU] * self.widths_RU).sum(dim=0)

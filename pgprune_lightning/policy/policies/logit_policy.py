@@ -81,11 +81,12 @@ class LogitPolicy(MaskPolicy):
     @torch.no_grad()
     def after_step(self, feasible_set: FeasibleSet, step: int) -> None:
         """Shift onto the budget. See `MaskPolicy.after_step`."""
-        sharpness = float(self.sharpness)
+        sharpness = self.sharpness
         if self.final_sharpness != 1 and self._max_steps > 0:
-            sharpness = self.final_sharpness ** min(step / self._max_steps, 1.0)
+            grown = self.final_sharpness ** min(step / self._max_steps, 1.0)
+            sharpness = torch.full_like(sharpness, grown)
         s_U = probabilities_on_budget(sharpness * self.unit_logits(), feasible_set)
-        self.sharpness.fill_(sharpness)
+        self.sharpness.copy_(sharpness)
         self.keep_probabilities.copy_(s_U)
 
     @property

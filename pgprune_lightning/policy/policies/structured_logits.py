@@ -160,8 +160,7 @@ class StructuredLogits(LogitPolicy):
         """What each unit multiplies its group's numbers by, (U, K): 1 and its metrics, or zeros."""
         ones_U1 = torch.ones_like(self.features_FU[0])[:, None]
         multipliers_UK = torch.cat([ones_U1, self.features_FU.T], dim=1)
-        multipliers_UK[self.free_units_N] = 0
-        return multipliers_UK
+        return multipliers_UK.index_fill_(0, self.free_units_N, 0)
 
     def _start_at(self, logits_U: Tensor) -> None:
         # The metrics say where to start, and not the probabilities: those hold the budget's shift,

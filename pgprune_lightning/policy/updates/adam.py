@@ -50,10 +50,6 @@ class Adam(PolicyUpdate):
         self.mean_decay = mean_decay
         self.square_decay = square_decay
 
-    @property
-    def _remembers(self) -> bool:
-        return True
-
     def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
         return [self._direction(parameter) for parameter in parameters]
 

@@ -43,9 +43,5 @@ class NaturalGradient(PolicyUpdate):
         super().__init__(policy, lr, settle, step_rule)
         self.damping = damping
 
-    @property
-    def _remembers(self) -> bool:
-        return False
-
     def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
         return self.policy.natural_gradients(self.damping)

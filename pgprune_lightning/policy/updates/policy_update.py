@@ -54,11 +54,6 @@ class PolicyUpdate(Optimizer, ABC):
         self.settle = settle
         self.step_rule = step_rule
 
-    @property
-    @abstractmethod
-    def _remembers(self) -> bool:
-        """Whether directions depend on past gradients."""
-
     @abstractmethod
     def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
         """What to step against, as each parameter; None: it stays. May remember."""
@@ -84,8 +79,7 @@ class PolicyUpdate(Optimizer, ABC):
         parameters: list[Tensor] = group["params"]
         if all(parameter.grad is None for parameter in parameters):
             return loss
-        if self._remembers:
-            self._check_gradients(parameters)  # or the memory would be spoiled
+        memory = self._memory()
         before = [parameter.clone() for parameter in parameters]
         probabilities_U = self.policy.keep_probabilities.clone()
         directions = [
@@ -103,9 +97,21 @@ class PolicyUpdate(Optimizer, ABC):
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.copy_(start)
             self.policy.keep_probabilities.copy_(probabilities_U)
+            self.state.clear()
+            self.state.update(memory)
             self._check_gradients(parameters)
             raise
         return loss
+
+    def _memory(self) -> dict[Tensor, dict[str, Any]]:
+        """A copy of what directions depend on besides the gradient."""
+        return {
+            parameter: {
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in state.items()
+            }
+            for parameter, state in self.state.items()
+        }
 
     def _check_gradients(self, parameters: list[Tensor]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -41,10 +41,6 @@ class ProjectedSGD(PolicyUpdate):
         super().__init__(policy, lr, settle, step_rule)
         self.momentum = momentum
 
-    @property
-    def _remembers(self) -> bool:
-        return self.momentum > 0
-
     def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
         return [self._direction(parameter) for parameter in parameters]
 
