@@ -1,24 +1,19 @@
 """The training step of this project, from its own pieces, without a Trainer around it.
 
-Shapes: S mask samples, U units, B sequences, T tokens.
+Shapes: S mask samples, F metrics, U units, B sequences, T tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from pgprune_lightning.benchmark.learning import Learning
 from pgprune_lightning.benchmark.workload import Workload
-from pgprune_lightning.policy import (
-    FeasibleSet,
-    FreeProbabilities,
-    MaskSamples,
-    MaskSpace,
-    MovingAverageBaseline,
-    ProjectedSGD,
-    mask_generator,
-)
+from pgprune_lightning.policy import FeasibleSet, MaskSamples, MaskSpace, mask_generator
 from pgprune_lightning.training.execution_choice import ExecutionChoice
 from pgprune_lightning.training.mask_losses import MaskLosses
 
@@ -36,6 +31,10 @@ class PruningStep:
         start_U: The first keep probabilities, (U,) float64, on the device of the model.
         workload: The sizes.
         batch_BT: Token ids, (B, T), int64.
+        learning: What is done besides forward passes; the paper's way by default.
+
+    Raises:
+        UserError: The policy cannot hold the budget, or its estimator needs more masks.
     """
 
     def __init__(
@@ -46,33 +45,71 @@ class PruningStep:
         start_U: Tensor,
         workload: Workload,
         batch_BT: Tensor,
+        learning: Learning | None = None,
     ) -> None:
+        learning = copy.deepcopy(learning) or Learning()
         self._losses = MaskLosses(execution)
-        self._workload = workload
-        self._batch_BT = batch_BT
+        self._feasible_set, self._batch_BT = feasible_set, batch_BT
         self._device = batch_BT.device
-        self.policy = FreeProbabilities()
-        self.policy.prepare(space, {})
-        self.policy.to(self._device).start_from(start_U, feasible_set)
-        self._estimator = MovingAverageBaseline().to(self._device)
+        self.policy = learning.policy
+        self.policy.prepare(space, learning.lr_factors or {})
+        self._estimator = self.policy.own_estimator() or learning.estimator
+        self._judging = learning.judging(workload)
+        self._judging.check(self._estimator, len(batch_BT))
+        self.policy.to(self._device)
+        self._take_any_features(space)
+        self.policy.start_from(start_U, feasible_set)
+        self._estimator.to(self._device).prepare(space, self._probabilities_U)
         settle = partial(self.policy.after_step, feasible_set, 0)
-        self._optimizer = ProjectedSGD(self.policy, workload.lr, settle)
+        self._optimizer = learning.update(self.policy, workload.lr, settle, learning.lr_rule)
 
     def __call__(self, step: int) -> Tensor:
         """Take a step; return the losses, (S,) float64, in nats per token."""
-        masks_SU = self.sample(step)
-        losses_S = self._losses.of_masks(self._batch_BT, masks_SU)
-        self.update(losses_S, masks_SU)
-        return losses_S
+        samples = self._judging.samples(
+            self._losses,
+            self._batch_BT,
+            self._probabilities_U,
+            self._estimator,
+            mask_generator(SEED, step, 0, self._device),
+        )
+        self._learn(samples)
+        return samples.losses_S
 
     def sample(self, step: int) -> Tensor:
         """The masks of a step, (S, U) bool."""
         generator = mask_generator(SEED, step, 0, self._device)
-        return self.policy.sample(self._workload.num_mask_samples, generator)
+        num_masks = self._num_texts * self._judging.num_mask_samples
+        return self._estimator.draw(self._probabilities_U, num_masks, generator)
 
     def update(self, losses_S: Tensor, masks_SU: Tensor) -> None:
-        """Estimate the gradient, step and project."""
-        probabilities_U = self.policy.keep_probabilities
-        samples = MaskSamples(masks_SU, losses_S, probabilities_U.detach())
-        probabilities_U.grad = self._estimator.estimate(samples)
+        """Estimate the gradient, step and project, as if the dense losses were the same."""
+        self._learn(
+            MaskSamples(
+                masks_SU,
+                losses_S,
+                self._probabilities_U,
+                num_texts=self._num_texts,
+                dense_losses_S=losses_S if self._estimator.needs_dense_losses else None,
+            )
+        )
+
+    def _learn(self, samples: MaskSamples) -> None:
+        gradient = self._estimator.estimate(samples)
+        self.policy.assign_gradient(gradient, self._feasible_set, 0)
         self._optimizer.step()
+
+    @property
+    def _probabilities_U(self) -> Tensor:  # noqa: N802 - the suffix is the shape
+        return self.policy.keep_probabilities.detach()
+
+    @property
+    def _num_texts(self) -> int:
+        return 1 if self._judging.masks_per == "batch" else len(self._batch_BT)
+
+    def _take_any_features(self, space: MaskSpace) -> None:
+        """Random metrics, where the policy is made of some: no two units rank alike."""
+        if self.policy.feature_names:
+            generator = torch.Generator().manual_seed(SEED)
+            shape = (len(self.policy.feature_names), space.num_units)
+            features_FU = torch.randn(shape, generator=generator, dtype=torch.float64)
+            self.policy.take_features(features_FU.to(self._device), slope=1.0)

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pgprune_lightning.benchmark.arithmetic import kept_flops, matmul_peak
+from pgprune_lightning.benchmark.learning import Learning
 from pgprune_lightning.benchmark.pruning_step import PruningStep
 from pgprune_lightning.benchmark.reference_step import ReferenceStep
 from pgprune_lightning.benchmark.timing import Limits, Step, seconds_of, summary, time_in_turn
@@ -40,16 +41,22 @@ class Benchmark:
         workload: The sizes.
         limits: When timing ends, for each keep ratio.
         execution: How ours executes masks, as `model.execution` of fit.
+        learning: How ours learns. The reference is the paper's algorithm whatever this is.
     """
 
     def __init__(
-        self, model: PreTrainedModel, workload: Workload, limits: Limits, execution: ExecutionName
+        self,
+        model: PreTrainedModel,
+        workload: Workload,
+        limits: Limits,
+        execution: ExecutionName,
+        learning: Learning,
     ) -> None:
         self._model, self._as_loaded = model, _with_own_outputs(model)
         self._workload, self._limits, self._device = workload, limits, model.device
         self._space = mask_space_of(model, workload.unit_kinds, workload.channels_per_unit)
         self._batch_BT = workload.batch(model.config.vocab_size, model.device)
-        self._execution = execution
+        self._execution, self._learning = execution, learning
         self._peak = matmul_peak(model.dtype, model.device)
         self._bytes_before = memory_in_use(model.device)
 
@@ -69,17 +76,17 @@ class Benchmark:
         start_U = feasible_set.project(start_U.to(self._device))
         sizes = (self._space, feasible_set, start_U, self._workload, self._batch_BT)
         execution = ExecutionChoice(self._model, self._space, self._execution)
-        choosing = PruningStep(execution, *sizes)
+        choosing = PruningStep(execution, *sizes, self._learning)
         for number in itertools.takewhile(lambda _: execution.picked is None, itertools.count()):
             choosing(number)
-        ours = PruningStep(execution, *sizes)
+        ours = PruningStep(execution, *sizes, self._learning)
         memory = self._peak_memory(ours)
         reference = ReferenceStep(self._as_loaded, *sizes)
         ways: dict[str, Step] = {"reference": reference, "ours": ours}
         times = time_in_turn(ways, self._limits, self._device)
         flops = kept_flops(self._model, self._space, start_U, self._workload)
         seconds = statistics.median(times["ours"])
-        policy_seconds = _policy_seconds(ours, self._workload.num_mask_samples, self._device)
+        policy_seconds = _policy_seconds(ours, self._device)
         tokens = self._workload.tokens * self._workload.num_mask_samples
         return {
             "keep_ratio": keep_ratio,
@@ -140,8 +147,9 @@ def _with_own_outputs(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo=dict(shared))
 
 
-def _policy_seconds(step: PruningStep, num_masks: int, device: torch.device) -> float:
+def _policy_seconds(step: PruningStep, device: torch.device) -> float:
     """Median seconds of a step without its forward passes: sample, estimate, step and project."""
+    num_masks = len(step.sample(0))
     losses_S = torch.linspace(3.0, 3.1, num_masks, dtype=torch.float64).to(device)
 
     def without_losses(number: int) -> None:

@@ -58,15 +58,16 @@ def main(arguments: Sequence[str]) -> int:
     device = named_device(given.device)
     model = _model(given.shape, choice, device)
     limits = Limits(given.steps, given.seconds)
-    benchmark = Benchmark(model, workload, limits, choice.execution)
+    benchmark = Benchmark(model, workload, limits, choice.execution, choice.learning)
     about: dict[str, Any] = (
-        {"model": given.shape or choice.source} | asdict(workload) | provenance(device)
+        {"model": given.shape or choice.source}
+        | asdict(workload)
+        | choice.learning.describe()
+        | provenance(device)
     )
     about["command"] = command_line("bench", arguments)
     print(header(about | benchmark.describe()), flush=True)
-    result = about | run_benchmark(
-        benchmark, keep_ratios, lambda part: print(rows(part), flush=True)
-    )
+    result = about | run_benchmark(benchmark, keep_ratios, _tell)
     if given.scaling:
         result["scaling"] = time_by_units(
             device,
@@ -92,9 +93,11 @@ def bench_parser() -> OneLineErrorParser:
     add = parser.add_argument
     add(
         "--config",
-        type=str | None,
+        type=str,
+        nargs="+",
         default=None,
-        help="Recipe of fit: its model, sizes and keep ratio, where no other option gives them.",
+        help="Recipe of fit, or several laid over one another: model, sizes, keep ratio and how it "
+        "learns, where no other option gives them.",
     )
     add(
         "--model",
@@ -162,6 +165,7 @@ def bench_parser() -> OneLineErrorParser:
 def _check(given: Any, choice: Choice) -> None:
     """Refuse what would only fail after minutes."""
     choice.workload.check()
+    choice.learning.check(choice.workload)
     check_keep_ratios(choice.keep_ratios)
     if given.steps < 1 or not given.seconds > 0:
         raise UserError("--steps must be at least 1 and --seconds above 0.")

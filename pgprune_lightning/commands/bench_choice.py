@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from pgprune_lightning.benchmark import Workload
+from pgprune_lightning.benchmark.learning import Learning
 from pgprune_lightning.comparison.repeated_cli import fit_parser
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.training.execution_choice import ExecutionName
@@ -22,6 +26,7 @@ class Choice:
         dtype: Name of the type of the weights.
         execution: How ours executes masks.
         attention: Attention implementation of transformers.
+        learning: What a step does besides its forward passes.
     """
 
     source: str
@@ -30,6 +35,7 @@ class Choice:
     dtype: str = "auto"
     execution: ExecutionName = "auto"
     attention: str = "sdpa"
+    learning: Learning = field(default_factory=Learning)
 
 
 def choose(given: Any) -> Choice:
@@ -61,8 +67,9 @@ def choose(given: Any) -> Choice:
     )
 
 
-def _recipe(file: str) -> Choice:
-    recipe = fit_parser().parse_args(["fit", "--config", file]).fit
+def _recipe(files: Sequence[str]) -> Choice:
+    configs = [part for file in files for part in ("--config", file)]
+    recipe = fit_parser().parse_args(["fit", *configs]).fit
     workload = Workload(
         batch_size=recipe.data.batch_size,
         block_length=recipe.data.block_length,
@@ -80,4 +87,15 @@ def _recipe(file: str) -> Choice:
         dtype=model.dtype,
         execution=model.execution,
         attention=model.attention,
+        learning=_learning(model),
     )
+
+
+def _learning(model: Any) -> Learning:
+    """Make policy, estimator and update of a recipe, and nothing else of it."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(Learning, "learning")
+    names = [part.name for part in fields(Learning)]
+    parsed = parser.parse_object({"learning": {name: model[name] for name in names}})
+    learning: Learning = parser.instantiate(parsed).learning
+    return learning

@@ -76,7 +76,7 @@ class FrozenEnvironment:
             device: Where they go.
             attention: Attention implementation of transformers.
             execution: How masks are executed: `gathered`, `multiplied`, `widened`, or `auto`, the
-                fastest in the first steps of `losses_of_masks`.
+                fastest in the first steps.
             shard: Ranks that share one copy of the weights. Every rank must then call what runs the
                 model equally often.
 
@@ -143,7 +143,7 @@ class FrozenEnvironment:
         Returns:
             Mean loss of each mask in nats per token, (S,), float64.
         """
-        return self._loaded().of_masks(batch_BT, masks_SU, judge)
+        return self._loaded().losses_of_masks(batch_BT, masks_SU, judge)
 
     def losses_of_sequences(
         self, batch_BT: Tensor, masks_BU: Tensor, judge: Judge = "cross_entropy"
@@ -158,7 +158,7 @@ class FrozenEnvironment:
         Returns:
             Mean loss of each sequence under its mask in nats per token, (B,), float64.
         """
-        return self._loaded().of_sequences(batch_BT, masks_BU, judge)
+        return self._loaded().losses_of_sequences(batch_BT, masks_BU, judge)
 
     def _loaded(self) -> MaskLosses:
         assert self._losses is not None, "the weights are not loaded"

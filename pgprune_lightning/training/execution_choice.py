@@ -25,6 +25,9 @@ from pgprune_lightning.policy import MaskSpace
 ExecutionName = Literal["gathered", "multiplied", "widened", "auto"]
 
 CANDIDATES = ("gathered", "multiplied", "widened")
+ONE_A_SEQUENCE = ("gathered", "widened")
+"""Those of masks that read one sequence each: under `gathered` they are multiplied in one pass, and
+only masks that read more are gathered."""
 WARM_UPS = 1
 TIMED_STEPS = 2
 
@@ -70,34 +73,35 @@ class ExecutionChoice:
             self.picked = picked
 
     @contextmanager
-    def timed(self, masks_SU: Tensor) -> Iterator[None]:
+    def timed(self, masks_SU: Tensor, candidates: tuple[str, ...] = CANDIDATES) -> Iterator[None]:
         """Give the losses of a step to an execution in turn and time it, until one is picked.
 
         Args:
             masks_SU: The masks of the step, (S, U), bool.
+            candidates: What is tried.
         """
         if self.picked is not None:
             yield
             return
-        self._on_trial = min(CANDIDATES, key=lambda name: len(self._seconds[name]))
+        self._on_trial = min(candidates, key=lambda name: len(self._seconds[name]))
         start = self._now()
         try:
             yield
             self._seconds[self._on_trial].append(self._now() - start)
         finally:
             self._on_trial = None
-        if all(len(seconds) == WARM_UPS + TIMED_STEPS for seconds in self._seconds.values()):
-            self._pick(float(masks_SU.double().mean()))
+        if all(len(self._seconds[name]) == WARM_UPS + TIMED_STEPS for name in candidates):
+            self._pick(candidates, float(masks_SU.double().mean()))
 
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def _pick(self, keep_ratio: float) -> None:
+    def _pick(self, candidates: tuple[str, ...], keep_ratio: float) -> None:
         # Whatever else the machine does only adds to the time.
-        least = [min(self._seconds[name][WARM_UPS:]) for name in CANDIDATES]
-        seconds = dict(zip(CANDIDATES, self._mean_over_ranks(least), strict=True))
+        least = [min(self._seconds[name][WARM_UPS:]) for name in candidates]
+        seconds = dict(zip(candidates, self._mean_over_ranks(least), strict=True))
         self.picked, *others = sorted(seconds, key=lambda name: seconds[name])
         if self.picked != "widened":
             self.widened.forget()

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from pgprune_lightning.policy import GradientEstimator, MaskSamples
 from pgprune_lightning.training.environment import FrozenEnvironment
-from pgprune_lightning.training.mask_losses import Judge
+from pgprune_lightning.training.mask_losses import Judge, MaskLosses
+
+LossReader = FrozenEnvironment | MaskLosses
+"""What runs the model under masks and reads its losses."""
 
 MasksPer = Literal["batch", "sequence"]
 """What judges a mask: the whole batch, or one sequence of it."""
@@ -49,7 +52,7 @@ class MaskJudging:
 
     def samples(
         self,
-        environment: FrozenEnvironment,
+        environment: LossReader,
         batch_BT: Tensor,
         keep_probabilities_U: Tensor,
         estimator: GradientEstimator,
@@ -80,13 +83,13 @@ class MaskJudging:
             ),
         )
 
-    def _losses(self, environment: FrozenEnvironment, batch_BT: Tensor, masks_SU: Tensor) -> Tensor:
+    def _losses(self, environment: LossReader, batch_BT: Tensor, masks_SU: Tensor) -> Tensor:
         if self.masks_per == "batch":
             return environment.losses_of_masks(batch_BT, masks_SU, self.judge)
         batch_ST = batch_BT.repeat_interleave(self.num_mask_samples, dim=0)
         return environment.losses_of_sequences(batch_ST, masks_SU, self.judge)
 
-    def _dense_losses(self, environment: FrozenEnvironment, batch_BT: Tensor) -> Tensor:
+    def _dense_losses(self, environment: LossReader, batch_BT: Tensor) -> Tensor:
         """Cross entropy of the dense model on the text of each mask, whatever the judge, (S,)."""
         losses_BT = environment.token_nll(batch_BT, None).double()
         if self.masks_per == "batch":

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.activation_memory import sequences_per_forward
 from pgprune_lightning.masking.token_loss import predicting_states, token_losses
-from pgprune_lightning.training.execution_choice import ExecutionChoice
+from pgprune_lightning.training.execution_choice import ONE_A_SEQUENCE, ExecutionChoice
 
 Judge = Literal["cross_entropy", "kl_to_dense"]
 """What a mask is judged by: the text's own next tokens, or the dense model's distributions."""
@@ -43,7 +43,7 @@ class MaskLosses:
         return self._under(mask_U, batch_BT, None)
 
     @torch.no_grad()
-    def of_masks(
+    def losses_of_masks(
         self, batch_BT: Tensor, masks_SU: Tensor, judge: Judge = "cross_entropy"
     ) -> Tensor:
         """Judge each mask by the whole batch; see `FrozenEnvironment.losses_of_masks`."""
@@ -57,20 +57,23 @@ class MaskLosses:
             return torch.stack(losses).double()
 
     @torch.no_grad()
-    def of_sequences(
+    def losses_of_sequences(
         self, batch_BT: Tensor, masks_BU: Tensor, judge: Judge = "cross_entropy"
     ) -> Tensor:
         """Judge masks by a sequence each; see `FrozenEnvironment.losses_of_sequences`."""
-        rows = self._rows(batch_BT)
-        losses = []
-        for part_PT, masks_PU in zip(batch_BT.split(rows), masks_BU.split(rows), strict=True):
-            dense_PTH = self._dense_states(part_PT, judge)
-            if self.execution.name == "widened":
-                losses.append(self.execution.widened.token_losses(part_PT, masks_PU, dense_PTH))
-                continue
-            with self.execution.multiplied.masked_each(masks_PU) as model:
-                losses.append(token_losses(model, part_PT, dense_PTH))
-        return torch.cat(losses).mean(dim=1).double()
+        with self.execution.timed(masks_BU, ONE_A_SEQUENCE):
+            rows = self._rows(batch_BT)
+            parts = zip(batch_BT.split(rows), masks_BU.split(rows), strict=True)
+            losses = [self._of_part(*part, judge) for part in parts]
+            return torch.cat(losses).mean(dim=1).double()
+
+    def _of_part(self, part_PT: Tensor, masks_PU: Tensor, judge: Judge) -> Tensor:
+        """Token losses of sequences, each under its own mask, (P, T - 1)."""
+        dense_PTH = self._dense_states(part_PT, judge)
+        if self.execution.name == "widened":
+            return self.execution.widened.token_losses(part_PT, masks_PU, dense_PTH)
+        with self.execution.multiplied.masked_each(masks_PU) as model:
+            return token_losses(model, part_PT, dense_PTH)
 
     def _under(self, mask_U: Tensor, batch_BT: Tensor, dense_BTH: Tensor | None) -> Tensor:
         """Token losses of a batch under a mask, (B, T - 1)."""

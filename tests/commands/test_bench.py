@@ -105,6 +105,36 @@ def test_a_trained_model_is_timed_as_its_recipe_says(
     assert result["model"] == "${PGPRUNE_DATA}/stories260K"
     assert (result["keep_ratio"], result["num_mask_samples"], result["batch_size"]) == (0.7, 4, 1)
     assert (result["dtype"], result["parameters"]) == ("float32", 260_032)
+    assert (result["policy"], result["masks_per"]) == ("FreeProbabilities", "batch")
+
+
+def test_recipes_laid_over_one_another_say_how_it_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a shape takes the place of their model, which need not be there."""
+    monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path / "none"))
+    folder = Path(__file__).resolve().parents[2] / "configs" / "recipes"
+    recipes = [str(folder / "tiny_stories.yaml"), str(folder / "fast.yaml")]
+    output = tmp_path / "result.json"
+    given = ["bench", "--shape", "tiny", "--config", *recipes, "--device", "cpu", "--dtype"]
+    assert main([*given, "float32", "--execution", "auto", *QUICK, "--output", str(output)]) == 0
+    result = json.loads(output.read_text())
+    assert (result["policy"], result["masks_per"]) == ("ExploredLogits", "sequence")
+    assert (result["model"], result["budget"], result["lr"]) == ("tiny", "parameters", 0.2)
+    assert result["execution"] in ("gathered", "widened")
+    assert "N_s = 2 a sequence, ExploredLogits" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_too_few_masks_for_a_recipe_are_refused_before_a_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path / "none"))
+    folder = Path(__file__).resolve().parents[2] / "configs" / "recipes"
+    recipes = [str(folder / "tiny_stories.yaml"), str(folder / "fast.yaml")]
+    given = ["bench", "--shape", "tiny", "--config", *recipes, "--num-mask-samples", "1"]
+    assert main(given) == 2
+    assert "num_mask_samples" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_no_model")

@@ -6,6 +6,7 @@ Shapes: S mask samples, U units.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from pgprune_lightning.masking import GatheredExecution, MultipliedExecution, mask_space_of
 from pgprune_lightning.training import execution_choice
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
+from pgprune_lightning.training.mask_losses import MaskLosses
 from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import TinyRun
 
@@ -97,6 +99,34 @@ def test_the_fastest_is_picked(
     with choice.timed(masks_of(choice)):
         clock.seconds += 100
     assert choice.picked == picked
+
+
+@pytest.mark.parametrize("slow", ["gathered", "widened"])
+def test_with_a_mask_a_sequence_two_are_tried(
+    make_choice: Callable[[ExecutionName], ExecutionChoice],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    slow: str,
+) -> None:
+    """Such masks cannot be gathered: under `gathered` they are multiplied all the same."""
+    choice = make_choice("auto")
+    names = []
+
+    class Slowed(MaskLosses):
+        def _of_part(self, *arguments: Any) -> Tensor:
+            names.append(choice.name)
+            clock.seconds += choice.name == slow
+            return super()._of_part(*arguments)
+
+    batch_BT = torch.arange(16).view(2, 8)
+    losses = [Slowed(choice).losses_of_sequences(batch_BT, masks_of(choice)) for _ in range(7)]
+    for losses_B in losses:
+        torch.testing.assert_close(losses_B, losses[0])
+    (other,) = {"gathered", "widened"} - {slow}
+    assert names == ["gathered", "widened"] * 3 + [other]
+    assert choice.picked == other
+    assert capsys.readouterr().err.startswith(f"execution: {other}, 0.0000 s ")
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -104,17 +104,17 @@ def test_a_refused_step_leaves_policy_and_estimator_as_they_were(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, estimator: GradientEstimator, value: float
 ) -> None:
     states: list[dict[str, Tensor]] = []
-    of_masks = MaskLosses.of_masks
+    losses_of_masks = MaskLosses.losses_of_masks
     module = tiny_run.module(estimator=estimator)
 
     def broken(self: MaskLosses, *arguments: Any) -> Tensor:
-        losses_S = of_masks(self, *arguments)
+        losses_S = losses_of_masks(self, *arguments)
         states.append(copy.deepcopy(module.state_dict()))
         if len(states) == 3:
             losses_S[1] = value
         return losses_S
 
-    monkeypatch.setattr(MaskLosses, "of_masks", broken)
+    monkeypatch.setattr(MaskLosses, "losses_of_masks", broken)
     with pytest.raises(UserError, match=f"mask sample 1 in step 2 is {value}"):
         tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
     assert any(name.startswith("estimator.") for name in states[-1])

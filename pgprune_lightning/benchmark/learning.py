@@ -1,0 +1,69 @@
+"""How the timed step learns from its losses: as the paper does, or as a recipe says."""
+
+# No `from __future__ import annotations`: the command line reads these types.
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pgprune_lightning.benchmark.workload import Workload
+from pgprune_lightning.policy import (
+    FreeProbabilities,
+    GradientEstimator,
+    MaskPolicy,
+    MaskSpace,
+    MovingAverageBaseline,
+    PolicyUpdate,
+    ProjectedSGD,
+    StepRule,
+    UnitKind,
+)
+from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
+from pgprune_lightning.training.mask_losses import Judge
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a step does besides its forward passes; each as in `PolicyGradientPruning`.
+
+    Args:
+        policy: The distribution of masks.
+        estimator: What draws them and makes a gradient of their losses, unless the policy brings
+            its own.
+        update: Makes what steps the policy.
+        lr_rule: What the step size means.
+        lr_factors: Factor on the step by unit kind.
+        masks_per: What judges a mask.
+        loss: What a mask is judged by.
+    """
+
+    policy: MaskPolicy = field(default_factory=FreeProbabilities)
+    estimator: GradientEstimator = field(default_factory=MovingAverageBaseline)
+    update: Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate] = ProjectedSGD
+    lr_rule: StepRule = "fixed"
+    lr_factors: dict[UnitKind, float] | None = None
+    masks_per: MasksPer = "batch"
+    loss: Judge = "cross_entropy"
+
+    def check(self, workload: Workload) -> None:
+        """Refuse, without a model, what no step could be taken by.
+
+        Raises:
+            UserError: The estimator needs more masks, or the policy does not suit the units.
+        """
+        policy = copy.deepcopy(self.policy)
+        layer = [(0, kind, 2, 1, 0) for kind in workload.unit_kinds]
+        policy.prepare(MaskSpace.build(layer, total_parameters=4), self.lr_factors or {})
+        estimator = policy.own_estimator() or self.estimator
+        self.judging(workload).check(estimator, workload.batch_size)
+
+    def judging(self, workload: Workload) -> MaskJudging:
+        """How the masks of a step are judged."""
+        return MaskJudging(workload.num_mask_samples, self.masks_per, self.loss)
+
+    def describe(self) -> dict[str, str]:
+        """Names, for tables and files."""
+        return {
+            "policy": type(self.policy).__name__,
+            "masks_per": self.masks_per,
+            "loss": self.loss,
+        }
