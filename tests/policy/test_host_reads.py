@@ -13,15 +13,19 @@ import torch
 from pgprune_lightning.policy import (
     Antithetic,
     DenseLossControlVariate,
+    ExploredLogits,
     FeasibleSet,
+    FreeLogits,
     FreeProbabilities,
     GradientEstimator,
     LeaveOneOut,
     LinearSurrogate,
+    MaskPolicy,
     MaskSpace,
     MovingAverageBaseline,
     PlainReinforce,
     ProjectedSGD,
+    StructuredLogits,
     SymmetricExploration,
     host_reads,
     mask_generator,
@@ -45,13 +49,11 @@ def _as_on_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_reads, "reading_is_free", lambda device: False)
 
 
-def free_policy(
-    space: MaskSpace, feasible: FeasibleSet, device: str = "cpu"
-) -> tuple[FreeProbabilities, ProjectedSGD]:
+def free_policy(space: MaskSpace, feasible: FeasibleSet) -> tuple[FreeProbabilities, ProjectedSGD]:
     policy = FreeProbabilities()
     policy.prepare(space, {})
-    start_U = torch.full((space.num_units,), 0.6, dtype=torch.float64, device=device)
-    policy.to(device).start_from(feasible.project(start_U), feasible)
+    start_U = torch.full((space.num_units,), 0.6, dtype=torch.float64)
+    policy.start_from(feasible.project(start_U), feasible)
     return policy, ProjectedSGD(policy, 0.01, partial(policy.after_step, feasible, 0))
 
 
@@ -105,20 +107,33 @@ def test_explored_moves_are_not_read() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_waited_for_once(space: MaskSpace) -> None:
-    device = torch.device("cuda")
-    feasible = FeasibleSet(space, 0.7, fill=True)
-    policy, optimizer = free_policy(space, feasible, "cuda")
-    estimator = MovingAverageBaseline().to(device)
-    losses_S = torch.linspace(3.0, 3.5, 3, dtype=torch.float64, device=device)
+@pytest.mark.parametrize(
+    "policy",
+    [FreeProbabilities(), FreeLogits(), StructuredLogits(), ExploredLogits()],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_a_gpu_is_waited_for_once(space: MaskSpace, policy: MaskPolicy) -> None:
+    device, policy = torch.device("cuda"), copy.deepcopy(policy)
+    feasible = FeasibleSet(space, 0.7, scope="parameters", fill=True)
+    policy.prepare(space, {})
+    estimator = (policy.own_estimator() or MovingAverageBaseline()).to(device)
+    policy.to(device)
+    if policy.feature_names:
+        features_FU = torch.linspace(-1, 1, space.num_units, dtype=torch.float64)[None]
+        policy.take_features(features_FU.to(device), slope=1.0)
+    start_U = torch.full((space.num_units,), 0.6, dtype=torch.float64, device=device)
+    policy.start_from(feasible.project(start_U), feasible)
+    optimizer = ProjectedSGD(policy, 0.01, partial(policy.after_step, feasible, 0))
+    losses_S = torch.linspace(3.0, 3.5, 4, dtype=torch.float64, device=device)
     for step in range(2):  # in the first, kernels are loaded
         with warnings.catch_warnings(record=True) as waits:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                masks_SU = policy.sample(3, mask_generator(0, step, 0, device))
-                s_U = policy.keep_probabilities
-                s_U.grad = estimator.estimate(mask_samples(losses_S, masks_SU, s_U.detach()))
+                s_U = policy.keep_probabilities.detach()
+                masks_SU = estimator.draw(s_U, 4, mask_generator(0, step, 0, device))
+                gradient = estimator.estimate(mask_samples(losses_S, masks_SU, s_U))
+                policy.assign_gradient(gradient, feasible, step)
                 optimizer.step()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
