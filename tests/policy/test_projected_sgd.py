@@ -89,8 +89,12 @@ def test_without_a_gradient_nothing_happens():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad):
-    policy = policy_of(0.5, 0.5)
-    optimizer = optimizer_of(policy, 0.1, momentum=0.9)
+    space = MaskSpace.build([(0, "mlp_channel", 2, 1, 0)], total_parameters=2)
+    feasible = FeasibleSet(space, 0.5)
+    policy = FreeProbabilities()
+    policy.prepare(space, {})
+    policy.start_from(torch.tensor([0.5, 0.5], dtype=torch.float64), feasible)
+    optimizer = ProjectedSGD(policy, 0.1, lambda: policy.after_step(feasible, 1), momentum=0.9)
     policy.keep_probabilities.grad = torch.tensor([0.0, bad], dtype=torch.float64)
     with pytest.raises(UserError, match="not finite"):
         optimizer.step()
