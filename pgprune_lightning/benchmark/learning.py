@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pgprune_lightning.benchmark.workload import Workload
@@ -12,10 +11,10 @@ from pgprune_lightning.policy import (
     MaskPolicy,
     MaskSpace,
     MovingAverageBaseline,
-    PolicyUpdate,
     ProjectedSGD,
     StepRule,
     UnitKind,
+    UpdateFactory,
 )
 from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
 from pgprune_lightning.training.mask_losses import Judge
@@ -38,7 +37,7 @@ class Learning:
 
     policy: MaskPolicy = field(default_factory=FreeProbabilities)
     estimator: GradientEstimator = field(default_factory=MovingAverageBaseline)
-    update: Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate] = ProjectedSGD
+    update: UpdateFactory = ProjectedSGD
     lr_rule: StepRule = "fixed"
     lr_factors: dict[UnitKind, float] | None = None
     masks_per: MasksPer = "batch"

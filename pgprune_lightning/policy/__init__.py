@@ -29,6 +29,7 @@ from pgprune_lightning.policy.updates import (
     PolicyUpdate,
     ProjectedSGD,
     StepRule,
+    UpdateFactory,
 )
 from pgprune_lightning.policy.whole_blocks import unit_multiples
 
@@ -59,6 +60,7 @@ __all__ = [
     "SymmetricExploration",
     "UnitGroup",
     "UnitKind",
+    "UpdateFactory",
     "mask_generator",
     "project_onto_budget",
     "score",

@@ -182,17 +182,14 @@ class FeasibleSet:
         for on_host, constraint, blocks in zip(
             self.constraints, self.constraints_on(s_SU.device), self._blocks, strict=True
         ):
-            s_SN, costs_N = s_SU.index_select(1, constraint.units), constraint.costs
-            limit = constraint.limit
-            if blocks:
-                masks = [kept_blocks(s_N, blocks, limit) for s_N in s_SN]
-            elif constraint.groups:
-                masks = [_kept_within_groups(s_N, constraint) for s_N in s_SN]
-            elif host_reads.reading_is_free(s_SU.device):
-                masks = [most_probable(s_N, costs_N, limit) for s_N in s_SN]
+            s_SN = s_SU.index_select(1, constraint.units)
+            if blocks or constraint.groups or host_reads.reading_is_free(s_SU.device):
+                kept_SN = torch.stack([_kept(s_N, constraint, blocks) for s_N in s_SN])
             else:
-                masks = list(most_probable_of_each(s_SN, costs_N, limit, on_host.different_costs))
-            masks_SU.index_copy_(1, constraint.units, torch.stack(masks))
+                kept_SN = most_probable_of_each(
+                    s_SN, constraint.costs, constraint.limit, on_host.different_costs
+                )
+            masks_SU.index_copy_(1, constraint.units, kept_SN)
         return masks_SU
 
     def contains(self, s_U: Tensor, tolerance: float = 1e-9) -> bool:
@@ -256,6 +253,15 @@ def _blocked(
     bounds = [(part.least, part.most) for part in constraint.groups]
     bounds = bounds or [(0, group.count) for group in groups]
     return blocked_groups(groups, constraint.costs, multiples, constraint.limit, bounds)
+
+
+def _kept(s_N: Tensor, constraint: Constraint, blocks: tuple[BlockedGroup, ...]) -> Tensor:
+    """The most probable units that a budget holds, (N,) bool."""
+    if blocks:
+        return kept_blocks(s_N, blocks, constraint.limit)
+    if constraint.groups:
+        return _kept_within_groups(s_N, constraint)
+    return most_probable(s_N, constraint.costs, constraint.limit)
 
 
 def _kept_within_groups(s_N: Tensor, constraint: Constraint) -> Tensor:

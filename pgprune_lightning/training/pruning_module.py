@@ -5,7 +5,6 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -27,6 +26,7 @@ from pgprune_lightning.policy import (
     ProjectedSGD,
     StepRule,
     UnitKind,
+    UpdateFactory,
     mask_generator,
     unit_multiples,
 )
@@ -44,9 +44,6 @@ from pgprune_lightning.training.mask_losses import Judge
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
 from pgprune_lightning.training.whole_step import whole_step
-
-UpdateFactory = Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate]
-"""Makes an update of a policy, its step size, what settles it, and what the step size means."""
 
 
 class PolicyGradientPruning(PolicyModule):

@@ -147,3 +147,7 @@ class PolicyUpdate(Optimizer, ABC):
                 return
             growth = target / change if change else _MOST_GROWTH
             size = min(size * min(max(growth, 1 / _MOST_GROWTH), _MOST_GROWTH), longest)
+
+
+UpdateFactory = Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate]
+"""Makes an update of a policy, its step size, what settles it, and what the step size means."""
