@@ -94,10 +94,10 @@ def bench_parser() -> OneLineErrorParser:
     add(
         "--config",
         type=str,
-        nargs="+",
+        action="append",
         default=None,
-        help="Recipe of fit, or several laid over one another: model, sizes, keep ratio and how it "
-        "learns, where no other option gives them.",
+        help="Recipe of fit, given again to lay one over another: model, sizes, keep ratio and how "
+        "it learns, where no other option gives them.",
     )
     add(
         "--model",

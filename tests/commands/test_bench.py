@@ -108,16 +108,22 @@ def test_a_trained_model_is_timed_as_its_recipe_says(
     assert (result["policy"], result["masks_per"]) == ("FreeProbabilities", "batch")
 
 
-def test_recipes_laid_over_one_another_say_how_it_learns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """And a shape takes the place of their model, which need not be there."""
+@pytest.fixture
+def default_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A shape timed by the default recipe, over one whose model and texts are not there."""
     monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path / "none"))
     folder = Path(__file__).resolve().parents[2] / "configs" / "recipes"
-    recipes = [str(folder / "tiny_stories.yaml"), str(folder / "fast.yaml")]
+    recipes = [folder / "tiny_stories.yaml", folder / "fast.yaml"]
+    configs = [part for recipe in recipes for part in ("--config", str(recipe))]
+    return ["bench", "--shape", "tiny", "--device", "cpu", "--dtype", "float32", *configs]
+
+
+def test_recipes_laid_over_one_another_say_how_it_learns(
+    default_recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a shape takes the place of their model, which need not be there."""
     output = tmp_path / "result.json"
-    given = ["bench", "--shape", "tiny", "--config", *recipes, "--device", "cpu", "--dtype"]
-    assert main([*given, "float32", "--execution", "auto", *QUICK, "--output", str(output)]) == 0
+    assert main([*default_recipe, "--execution", "auto", *QUICK, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     assert (result["policy"], result["masks_per"]) == ("ExploredLogits", "sequence")
     assert (result["model"], result["budget"], result["lr"]) == ("tiny", "parameters", 0.2)
@@ -127,13 +133,9 @@ def test_recipes_laid_over_one_another_say_how_it_learns(
 
 @pytest.mark.usefixtures("_no_model")
 def test_too_few_masks_for_a_recipe_are_refused_before_a_model_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    default_recipe: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PGPRUNE_DATA", str(tmp_path / "none"))
-    folder = Path(__file__).resolve().parents[2] / "configs" / "recipes"
-    recipes = [str(folder / "tiny_stories.yaml"), str(folder / "fast.yaml")]
-    given = ["bench", "--shape", "tiny", "--config", *recipes, "--num-mask-samples", "1"]
-    assert main(given) == 2
+    assert main([*default_recipe, "--num-mask-samples", "1"]) == 2
     assert "num_mask_samples" in capsys.readouterr().err
 
 
