@@ -9,7 +9,7 @@ from pgprune_lightning.cli import main
 from pgprune_lightning.pruning_cli import PruningCLI
 
 TEXT_SOURCE = """path label name split data_files revision field local_copy join
-    document_separator part num_blocks optional"""
+    document_separator part num_blocks spaced_punctuation optional"""
 OPTIONS = {
     "": "config seed_everything run_dir existing_run resume ckpt_path",
     "wandb.": "mode project name group entity tags",

@@ -18,6 +18,8 @@ from pgprune_lightning.errors import UserError
 
 # Parts of a text must not overlap between runs, so their order never depends on a run's seed.
 _PART_SEED = 0
+# Nor must the typography of a document.
+_SPACED_SEED = 1
 _REACH_SECONDS = 3.0
 
 
@@ -67,6 +69,20 @@ def document_order(num_documents: int, source: TextSource, seed: int | None) -> 
         order = np.random.default_rng(_PART_SEED).permutation(num_documents)
     used = order[round(start * num_documents) : round(end * num_documents)]
     return used if seed is None else np.random.default_rng(seed).permutation(used)
+
+
+def spaced_documents(num_documents: int, source: TextSource) -> NDArray[np.bool_]:
+    """Which documents are written with spaced punctuation.
+
+    Args:
+        num_documents: Number of documents in the source.
+        source: Its `spaced_punctuation` says how large a share; with a larger one it is these, too.
+
+    Returns:
+        Shape (num_documents,), bool.
+    """
+    drawn = np.random.default_rng(_SPACED_SEED).random(num_documents)
+    return drawn < source.spaced_punctuation
 
 
 def _read_text(file: Path) -> str:

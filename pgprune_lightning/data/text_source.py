@@ -55,6 +55,8 @@ class TextSource:
         part: From and to, as shares of the documents in 0 to 1, of an order shuffled with a fixed
             seed: (0, 0.9) and (0.9, 1) never share a document. Not with join "blank_line".
         num_blocks: At most this many token blocks; default: all.
+        spaced_punctuation: Share of the documents, 0 to 1, that are written as WikiText and other
+            tokenised corpora are, with a space around every mark of punctuation.
         optional: Leave the text out, with a warning, where it is missing or unreachable.
     """
 
@@ -70,6 +72,7 @@ class TextSource:
     document_separator: str | None = None
     part: tuple[float, float] = (0.0, 1.0)
     num_blocks: int | None = None
+    spaced_punctuation: float = 0.0
     optional: bool = False
 
     @property
@@ -103,6 +106,11 @@ class TextSource:
             raise UserError(
                 f"{self.title}: num_blocks must be at least 1, or null for all, "
                 f"not {self.num_blocks}"
+            )
+        if not 0 <= self.spaced_punctuation <= 1:
+            raise UserError(
+                f"{self.title}: spaced_punctuation is a share of the documents, 0 to 1, not "
+                f"{self.spaced_punctuation}"
             )
         try:
             self.local_files()

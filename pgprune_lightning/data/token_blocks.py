@@ -139,6 +139,7 @@ def _identity(
         "document_separator": source.document_separator,
         "part": list(source.part),
         "num_blocks": source.num_blocks,
+        "spaced_punctuation": source.spaced_punctuation,
         "tokenizer": _tokenizer_hash(tokenizer),
         "block_length": block_length,
         # One joined text has no order of documents to shuffle.

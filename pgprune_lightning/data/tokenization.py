@@ -3,14 +3,21 @@
 Shapes: N blocks, L tokens a block.
 """
 
+from typing import Any
+
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from pgprune_lightning.data.documents import document_order, read_documents
+from pgprune_lightning.data.documents import (
+    document_order,
+    read_documents,
+    spaced_documents,
+)
 from pgprune_lightning.data.text_source import TextSource
+from pgprune_lightning.data.typography import spaced
 from pgprune_lightning.errors import UserError
 
 _DOCUMENTS_AT_ONCE = 256
@@ -45,6 +52,8 @@ def tokenise_blocks(
     bos = _special_token(tokenizer, "bos") if bos_per_block else None
     text_length = block_length - (bos is not None)
     documents = read_documents(source)
+    if source.spaced_punctuation:
+        documents = _typeset(documents, source)
     if source.join == "blank_line":
         # With a BOS in every block, the one the tokenizer sets before the text would be a second.
         stream = _tokenise_whole(documents, tokenizer, add_special_tokens=bos is None)
@@ -64,6 +73,17 @@ def tokenise_blocks(
     if bos is None:
         return blocks
     return np.insert(blocks, 0, bos, axis=1)
+
+
+def _typeset(documents: datasets.Dataset, source: TextSource) -> datasets.Dataset:
+    """Write the documents that are to have spaced punctuation so, as they are read."""
+    is_spaced = spaced_documents(len(documents), source)
+
+    def typeset(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        pairs = zip(rows["text"], rows["is_spaced"], strict=True)
+        return {"text": [spaced(text) if text and is_so else text for text, is_so in pairs]}
+
+    return documents.add_column("is_spaced", is_spaced.tolist()).with_transform(typeset)
 
 
 def _chosen_blocks(num_blocks: int, source: TextSource) -> NDArray[np.int64]:
