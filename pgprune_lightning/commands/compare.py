@@ -3,7 +3,6 @@
 # No `from __future__ import annotations`: the command line reads these types.
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pgprune_lightning.commands.experiment_options import add_experiment_options, command_line
 from pgprune_lightning.comparison import load_experiment
@@ -56,10 +55,4 @@ def compare_parser() -> OneLineErrorParser:
         help="Folder of the results; cells that are already there are taken from it.",
     )
     add_experiment_options(parser)
-    parser.add_argument(
-        "--options",
-        type=dict[str, Any] | None,
-        default=None,
-        help="Options of fit for every cell, over the file's: --options.trainer.max_steps 50.",
-    )
     return parser

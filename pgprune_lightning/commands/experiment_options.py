@@ -3,13 +3,14 @@
 # No `from __future__ import annotations`: the command line reads these types.
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from pgprune_lightning.comparison.cell_folder import ExistingCells
 from pgprune_lightning.console import OneLineErrorParser
 
 
 def add_experiment_options(parser: OneLineErrorParser) -> None:
-    """Add which cells are run, and what becomes of those that are there already."""
+    """Add which cells are run, with which options, and what becomes of those that are there."""
     parser.add_argument(
         "--existing",
         type=ExistingCells,
@@ -28,6 +29,12 @@ def add_experiment_options(parser: OneLineErrorParser) -> None:
         type=list[str] | None,
         default=None,
         help="Settings of the file that are run, such as ['0.7']; all, if not given.",
+    )
+    parser.add_argument(
+        "--options",
+        type=dict[str, Any] | None,
+        default=None,
+        help="Options of fit for every cell, over the file's: --options.trainer.max_steps 50.",
     )
 
 

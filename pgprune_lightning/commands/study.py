@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     quiet_libraries()
     given = study_parser().parse_args(list(arguments))
-    chosen = {"seeds": given.seeds, "settings": given.settings}
+    chosen = {"options": given.options, "seeds": given.seeds, "settings": given.settings}
     recipes = load_experiment(Path(given.recipes), **chosen)
     timed = None
     if given.equal_time is not None:

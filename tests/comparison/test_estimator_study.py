@@ -114,6 +114,7 @@ def test_a_study_from_end_to_end(
     timed.write_text(yaml.safe_dump(yaml.safe_load(recipes.read_text()) | changes))
     output = tmp_path / "out"
     files = ("--recipes", str(recipes), "--equal_time", str(timed), "--output", str(output))
+    files = (*files, "--options.data.train.spaced_punctuation", "0.5")
     assert main(["study", *files]) == 0, capsys.readouterr().err
     summary = json.loads((output / "summary.json").read_text())
     assert summary["errors"] == {}
@@ -126,6 +127,9 @@ def test_a_study_from_end_to_end(
     assert given <= rows["straight"]["seconds"] < 2 * given + 20  # the last step and validation
     cells = [json.loads(path.read_text()) for path in output.rglob("straight/*/options.json")]
     assert [cell["identity"]["fit"]["model"]["seconds"] for cell in cells] == [given, given]
+    cells += [json.loads(path.read_text()) for path in output.rglob("fast/*/options.json")]
+    texts = [cell["identity"]["fit"]["data"]["train"] for cell in cells]
+    assert [text["spaced_punctuation"] for text in texts] == [0.5] * 4
 
     assert main(["study", *files]) == 0
     assert capsys.readouterr().out.count("from an earlier run") == 5
@@ -134,7 +138,7 @@ def test_a_study_from_end_to_end(
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("study", "--recipes --equal_time --as_long_as --output --existing --seeds"),
+        ("study", "--recipes --equal_time --as_long_as --output --existing --seeds --options"),
         ("variance", "--config --output"),
     ],
 )
