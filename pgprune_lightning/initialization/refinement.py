@@ -23,7 +23,7 @@ from pgprune_lightning.progress import work_bar
 
 STEP_SIZE = 0.06
 """Of the first step, in standard deviations of the importance; it falls by a cosine to 0."""
-MEAN_DECAY, SQUARE_DECAY = 0.9, 0.99
+MEAN_DECAY, SQUARE_DECAY = 0.95, 0.99
 """Weight of earlier steps in the moments of the gradient."""
 SEQUENCES_PER_STEP = 4
 JUDGING_SHARE = 1 / 8
