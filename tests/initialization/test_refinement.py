@@ -46,7 +46,8 @@ def test_the_steps_are_those_of_adam_and_the_later_half_is_averaged(
     found_U = refined(start_U, inputs, FeasibleSet(inputs.space, 0.5), steps=5)
 
     expected = torch.nn.Parameter(start_U.clone())
-    optimizer = torch.optim.Adam([expected], lr=refinement.STEP_SIZE, betas=(0.95, 0.99), eps=1e-300)
+    betas = refinement.MEAN_DECAY, refinement.SQUARE_DECAY
+    optimizer = torch.optim.Adam([expected], lr=refinement.STEP_SIZE, betas=betas, eps=1e-300)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
     reached = []
     for gradient_U in gradients:
