@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.policy import FeasibleSet
 from tests.tiny_commands import TinyCommand
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,6 +192,43 @@ def test_validate_and_test_give_the_figures_of_the_fit(tiny_command: TinyCommand
         assert printed is not None, measured.out
         assert float(printed[1]) == pytest.approx(perplexity, abs=1e-4), arguments
     assert _contents(run_dir) == files
+
+
+EXPLORED = """
+model:
+  budget: parameters
+  fill_budget: true
+  probability_bounds: [0.0, 1.0]
+  policy:
+    class_path: pgprune_lightning.policy.ExploredLogits
+    init_args: {own_width: 3.0}
+  masks_per: sequence
+  num_mask_samples: 2
+  initialization: {normalization: per_parameter}
+"""
+
+
+def test_a_plan_is_measured_as_it_is_whatever_its_probabilities_rank(
+    tiny_command: TinyCommand,
+) -> None:
+    """Units that explore by other widths than others are kept more or less often at one rank."""
+    explored = tiny_command.overlay(EXPLORED)
+    assert tiny_command("fit", "--config", explored).status == 0
+    run_dir = tiny_command.run_dir
+    summary = json.loads((run_dir / "summary.json").read_text())
+    plan = PruningPlan.load(run_dir / "plans" / "best")
+    budget = FeasibleSet(plan.space, 0.6, scope="parameters", fill=True)
+    assert not torch.equal(budget.deterministic_mask(plan.keep_probabilities_U), plan.mask_U)
+    given = ("--config", explored, "--model.initialization.plan", str(run_dir))
+    for command, perplexity in {
+        "validate": summary["validation"]["best"]["perplexity"],
+        "test": summary["learned"]["perplexity"],
+    }.items():
+        measured = tiny_command(command, *given)
+        assert measured.status == 0, measured.err
+        printed = re.search(r"perplexity\W+([\d.]+)", measured.out)
+        assert printed is not None, measured.out
+        assert float(printed[1]) == pytest.approx(perplexity, abs=1e-4)
 
 
 def test_the_program_runs_as_a_module() -> None:

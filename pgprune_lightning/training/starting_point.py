@@ -18,7 +18,7 @@ from pgprune_lightning.initialization.features import (
     features_read_text,
     measure_features,
 )
-from pgprune_lightning.initialization.from_plan import load_start_plan
+from pgprune_lightning.initialization.from_plan import load_start_plan, ranked_as
 from pgprune_lightning.initialization.initial_policy import (
     probabilities_of,
     refined_importance,
@@ -106,7 +106,9 @@ class StartingPoint:
             start_U = feasible_set.project(self.plan.keep_probabilities_U)
         if policy.feature_names:
             initial_U, slope = logits_of(start_U, feasible_set), 1.0
-            if self.plan is None and options.projection == "sigmoid_norm":
+            if self.plan is not None:
+                initial_U = ranked_as(self.plan.mask_U, initial_U, feasible_set)
+            elif options.projection == "sigmoid_norm":
                 initial_U, slope = metric_U, options.slope
             names, normalization = policy.feature_names, options.normalization
             features_FU = measure_features(names, initial_U, normalization, inputs)
