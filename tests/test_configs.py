@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pgprune_lightning.cli import main
+from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.training.budget_schedule import Progressive
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -128,7 +129,7 @@ APPENDICES = {
 SMALL_MODELS = {"quickstart_forward_only", "smollm2_c4", "tiny_stories"}
 """Recipes for models that the paper did not prune."""
 
-WAYS_TO_LEARN = {"fast"}
+WAYS_TO_LEARN = {"fast", "forward_only"}
 """Recipes that are laid over that of a model."""
 
 
@@ -148,6 +149,18 @@ def test_a_way_to_learn_suits_every_model(capsys: pytest.CaptureFixture[str], re
         name: plain["model"][name] for name in theirs
     }
     assert config["data"] == plain["data"] | {"batch_size": config["data"]["batch_size"]}
+
+
+def test_forward_only_learns_as_fast_does_without_a_backward_pass(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fast = parse(capsys, "quickstart.yaml", "recipes/fast.yaml")
+    forward = parse(capsys, "quickstart.yaml", "recipes/forward_only.yaml")
+    assert Initialization(**fast["model"].pop("initialization")).needs_gradients
+    assert not Initialization(**forward["model"].pop("initialization")).needs_gradients
+    changed = {name for name in fast["model"] if fast["model"][name] != forward["model"][name]}
+    assert changed == {"protected_layers", "lr"}
+    assert fast["data"] == forward["data"]
 
 
 @pytest.mark.parametrize("recipe", sorted(SMALL_MODELS))
