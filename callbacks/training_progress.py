@@ -1,6 +1,7 @@
 """One progress bar over all steps of a run."""
 
 import sys
+import time
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -23,6 +24,8 @@ class TrainingProgress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._bar: tqdm[Any] | None = None
+        self._newest: dict[str, Tensor] | None = None
+        """What the last step gave, if it has not been shown."""
         self._is_enabled = True
 
     def disable(self) -> None:
@@ -73,6 +76,17 @@ class TrainingProgress(ProgressBar):
         del batch, batch_idx
         if self._bar is None:
             return
+        self._newest = outputs
+        # The host waits for an accelerator at every number: only when the bar is drawn again.
+        is_due = time.time() - self._bar.last_print_t >= self._bar.mininterval
+        if is_due or trainer.global_step == trainer.max_steps:
+            self._show_newest(trainer, pl_module)
+        self._bar.update(1)
+
+    def _show_newest(self, trainer: Trainer, pl_module: PolicyGradientPruning) -> None:
+        if self._bar is None or self._newest is None:
+            return
+        outputs, self._newest = self._newest, None
         probabilities_U = pl_module.policy.keep_probabilities.detach()
         shown = {
             "loss": f"{float(outputs['losses'].mean()):.3f}",
@@ -82,11 +96,10 @@ class TrainingProgress(ProgressBar):
         if VALIDATION_METRIC in trainer.callback_metrics:
             shown["val_ppl"] = f"{float(trainer.callback_metrics[VALIDATION_METRIC]):.1f}"
         self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(1)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Close the bar."""
-        del trainer, pl_module
+        """Close the bar, with the numbers of the last step."""
+        self._show_newest(trainer, pl_module)
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:

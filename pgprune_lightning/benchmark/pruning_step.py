@@ -6,7 +6,9 @@ Shapes: S mask samples, F metrics, U units, B sequences, T tokens.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from pgprune_lightning.benchmark.workload import Workload
 from pgprune_lightning.policy import FeasibleSet, MaskSamples, MaskSpace, mask_generator
 from pgprune_lightning.training.execution_choice import ExecutionChoice
 from pgprune_lightning.training.mask_losses import MaskLosses
+from pgprune_lightning.training.whole_step import WholeSteps
 
 SEED = 0
 """Of the masks."""
@@ -61,17 +64,14 @@ class PruningStep:
         self.policy.start_from(start_U, feasible_set)
         self._estimator.to(self._device).prepare(space, self._probabilities_U)
         settle = partial(self.policy.after_step, feasible_set, 0)
-        self._optimizer = learning.update(self.policy, workload.lr, settle, learning.lr_rule)
+        self._update = learning.update(self.policy, workload.lr, settle, learning.lr_rule)
+        self._steps = WholeSteps()
 
     def __call__(self, step: int) -> Tensor:
         """Take a step; return the losses, (S,) float64, in nats per token."""
-        samples = self._judging.samples(
-            self._losses,
-            self._batch_BT,
-            self._probabilities_U,
-            self._estimator,
-            mask_generator(SEED, step, 0, self._device),
-        )
+        samples = self._samples(step)
+        if not self._steps.last_stands():
+            samples = self._samples(step)
         self._learn(samples)
         return samples.losses_S
 
@@ -83,6 +83,7 @@ class PruningStep:
 
     def update(self, losses_S: Tensor, masks_SU: Tensor) -> None:
         """Estimate the gradient, step and project, as if the dense losses were the same."""
+        self._steps.last_stands()
         self._learn(
             MaskSamples(
                 masks_SU,
@@ -93,10 +94,28 @@ class PruningStep:
             )
         )
 
+    def _samples(self, step: int) -> MaskSamples:
+        return self._judging.samples(
+            self._losses,
+            self._batch_BT,
+            self._probabilities_U,
+            self._estimator,
+            mask_generator(SEED, step, 0, self._device),
+        )
+
     def _learn(self, samples: MaskSamples) -> None:
-        gradient = self._estimator.estimate(samples)
+        self._steps.take(
+            samples.losses_S,
+            0,
+            self._estimator,
+            estimate=partial(self._estimator.estimate, samples),
+            move=self._move,
+            update=self._update,
+        )
+
+    def _move(self, gradient: Tensor, step: Callable[[], Any]) -> None:
         self.policy.assign_gradient(gradient, self._feasible_set, 0)
-        self._optimizer.step()
+        step()
 
     @property
     def _probabilities_U(self) -> Tensor:  # noqa: N802 - the suffix is the shape

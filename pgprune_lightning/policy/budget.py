@@ -107,8 +107,7 @@ class FeasibleSet:
             s_N, is_exact = self._tried(z_U.index_select(0, constraint.units), constraint)
             s_U.index_copy_(0, constraint.units, s_N)
             verdicts += is_exact
-        # The one result that the host reads, of everything at once.
-        if verdicts and not bool(torch.stack(verdicts).all()):
+        if not host_reads.all_hold(verdicts):
             for constraint in self.constraints_on(z_U.device):
                 s_N = self._projected(z_U.index_select(0, constraint.units), constraint)
                 s_U.index_copy_(0, constraint.units, s_N)

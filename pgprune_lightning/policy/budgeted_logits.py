@@ -56,8 +56,7 @@ def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tens
         _check_finite(logits_U)
         return _on_budget(logits_U, feasible_set, _MOST_ROUNDS)[0]
     s_U, verdicts = _on_budget(logits_U, feasible_set, _ROUNDS_UNREAD)
-    # The one result that the host reads, of everything at once.
-    if verdicts and not bool(torch.stack(verdicts).all()):
+    if not host_reads.all_hold(verdicts):
         _check_finite(logits_U)
         s_U, _ = _on_budget(logits_U, feasible_set, _MOST_ROUNDS)
     return s_U

@@ -5,6 +5,8 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,6 +23,7 @@ from pgprune_lightning.policy import (
     FreeProbabilities,
     GradientEstimator,
     MaskPolicy,
+    MaskSamples,
     MovingAverageBaseline,
     PolicyUpdate,
     ProjectedSGD,
@@ -43,7 +46,7 @@ from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
 from pgprune_lightning.training.mask_losses import Judge
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
-from pgprune_lightning.training.whole_step import whole_step
+from pgprune_lightning.training.whole_step import WholeSteps
 
 
 class PolicyGradientPruning(PolicyModule):
@@ -194,6 +197,8 @@ class PolicyGradientPruning(PolicyModule):
         self.shard = shard
         self.seed = seed
         self.is_between_updates = True
+        self._step_in_hand = 0
+        self._steps = WholeSteps()
 
     # The environment and the first policy.
 
@@ -284,8 +289,8 @@ class PolicyGradientPruning(PolicyModule):
         return self.make_update(self.policy, self.lr, self._settle, self.lr_rule)
 
     def _settle(self) -> None:
-        # Onto the budget of the step that comes: this one is counted only when it is done.
-        step = self.global_step + 1
+        # Onto the budget of the step that comes.
+        step = self._step_in_hand + 1
         self.policy.after_step(self.budgets.at(step).feasible_set, step)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
@@ -300,19 +305,22 @@ class PolicyGradientPruning(PolicyModule):
             as it was subtracted; `gradient_norm`, of the probabilities, times `lr_factors`.
         """
         del batch_idx
-        generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
-        probabilities_U = self.policy.keep_probabilities
-        samples = self.judging.samples(
-            self.environment, batch, probabilities_U.detach(), self.estimator, generator
-        )
-        samples = samples.among_ranks(self._rows_of_all_ranks)
+        samples = self._samples(batch)
+        # The host looks at the last step only now, while an accelerator is at work on this one.
+        if not self.finish_last_step():
+            samples = self._samples(batch)
         self.is_between_updates = False
+        optimizer: Any = self.optimizers()
         try:
-            with whole_step(self.estimator, samples.losses_R, self.global_step):
-                gradient = self._mean_over_ranks(self.estimator.estimate(samples))
-                self.policy.assign_gradient(gradient, self.feasible_set, self.global_step)
-                optimizer: Any = self.optimizers()
-                optimizer.step()
+            gradient = self._steps.take(
+                samples.losses_R,
+                self.global_step,
+                self.estimator,
+                estimate=lambda: self._mean_over_ranks(self.estimator.estimate(samples)),
+                move=partial(self._move, self.global_step),
+                update=optimizer.optimizer,
+                step=optimizer.step,
+            )
         except UserError:
             self.is_between_updates = True  # the step has been undone
             raise
@@ -325,6 +333,38 @@ class PolicyGradientPruning(PolicyModule):
             "baseline": self.estimator.used_baseline.clone(),
             "gradient_norm": self.policy.gradient_norm(gradient),
         }
+
+    def finish_last_step(self) -> bool:
+        """See to it that the last step stands, before anything is made of the policy.
+
+        On an accelerator a step is taken for granted until then.
+
+        Returns:
+            Whether the policy has stayed as it was.
+
+        Raises:
+            UserError: A loss of that step, or its gradient, is not finite; the policy is as it was
+                before it.
+        """
+        # If it is refused, the policy is a step behind what the trainer counts.
+        was_between, self.is_between_updates = self.is_between_updates, False
+        stands = self._steps.last_stands()
+        self.is_between_updates = was_between
+        return stands
+
+    def _samples(self, batch: Tensor) -> MaskSamples:
+        generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
+        probabilities_U = self.policy.keep_probabilities.detach()
+        samples = self.judging.samples(
+            self.environment, batch, probabilities_U, self.estimator, generator
+        )
+        return samples.among_ranks(self._rows_of_all_ranks)
+
+    def _move(self, number: int, gradient: Tensor, step: Callable[[], Any]) -> None:
+        """Take the step with that many before it."""
+        self._step_in_hand = number
+        self.policy.assign_gradient(gradient, self.budgets.at(number).feasible_set, number)
+        step()
 
     def _rows_of_all_ranks(self, values: Tensor) -> Tensor:
         gathered: Any = self.all_gather(values)

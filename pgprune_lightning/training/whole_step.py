@@ -1,42 +1,150 @@
 """A step is taken whole or not at all: what refuses it leaves nothing behind.
 
-Shapes: R mask samples of all ranks.
+Shapes: R mask samples of all ranks, U units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import GradientEstimator
+from pgprune_lightning.policy import GradientEstimator, PolicyUpdate, host_reads
+
+Move = Callable[[Tensor, Callable[[], Any]], None]
+"""Steps the policy by a gradient, (U,): assigns it, and calls what it is given, to step."""
 
 
-@contextmanager
-def whole_step(estimator: GradientEstimator, losses_R: Tensor, step: int) -> Iterator[None]:
-    """Undo what the estimator learned where the update refuses the step, and name a broken loss.
-
-    Losses that are not finite make a gradient that is not, which every update refuses. So nothing
-    looks at them before, and the host need not wait for the forward passes.
+@dataclass(frozen=True)
+class _Unread:
+    """A step whose outcome the host has not seen.
 
     Args:
-        estimator: What estimates the gradient within the block; the update undoes its own part.
-        losses_R: Loss of each mask, (R,), in nats per token.
-        step: Number of steps taken before.
-
-    Raises:
-        UserError: The update refused the step; of a loss that is not finite, if there is one.
+        outcome: Whether it stands.
+        undo: Puts the policy and the update back.
+        undo_estimate: Puts the estimator back.
+        again: Takes the step once more, from where it began.
+        check: Refuses its losses, if one is not finite.
     """
-    before = {name: buffer.clone() for name, buffer in estimator.named_buffers()}
+
+    outcome: host_reads.HostCopy
+    undo: Callable[[], None]
+    undo_estimate: Callable[[], None]
+    again: Callable[[], None]
+    check: Callable[[], None]
+
+
+class WholeSteps:
+    """Takes steps of a policy, and puts back everything that a refused one has changed.
+
+    Losses that are not finite make a gradient that is not, which every update refuses. So nothing
+    looks at them before, and the host need not wait for the forward passes. Where it would wait
+    even for the update, a step is taken for granted, and `last_stands` says later whether it was
+    right: best when the forward passes of the next step have been launched, so that an accelerator
+    always has work.
+    """
+
+    def __init__(self) -> None:
+        self._unread: _Unread | None = None
+
+    def take(
+        self,
+        losses_R: Tensor,
+        number: int,
+        estimator: GradientEstimator,
+        estimate: Callable[[], Tensor],
+        move: Move,
+        update: PolicyUpdate,
+        step: Callable[[], Any] | None = None,
+    ) -> Tensor:
+        """Take a step, after `last_stands` has been asked of the last one.
+
+        Args:
+            losses_R: Loss of each mask, (R,), in nats per token.
+            number: Number of steps taken before.
+            estimator: What learns from the losses.
+            estimate: Lets it, and gives the gradient, (U,), the mean of all ranks.
+            move: Assigns the gradient and calls the step it is given.
+            update: Steps the policy.
+            step: What to call for the update's `step` the first time, if more hangs on it.
+
+        Returns:
+            The gradient, as it was estimated.
+
+        Raises:
+            UserError: The update refused the step; of a loss that is not finite, if there is one.
+        """
+        assert self._unread is None, "nobody asked whether the last step stands"
+        undo_estimate = _undo_of(estimator)
+        try:
+            gradient = estimate()
+            step = step or update.step
+            if host_reads.reading_is_free(losses_R.device):
+                move(gradient, step)
+                return gradient
+            undo, lr = update.snapshot(), update.param_groups[0]["lr"]
+            with host_reads.reading_later() as verdicts:
+                move(gradient, step)
+        except UserError:
+            undo_estimate()
+            check_losses(losses_R, number)
+            raise
+        if verdicts:
+            self._unread = _Unread(
+                host_reads.HostCopy(torch.stack(verdicts).all()),
+                undo,
+                undo_estimate,
+                again=partial(move, gradient, partial(_step_by, update, lr)),
+                check=partial(check_losses, losses_R, number),
+            )
+        return gradient
+
+    def last_stands(self) -> bool:
+        """Whether the last step was as right as it was taken to be; if not, take it once more.
+
+        Returns:
+            False where the policy has changed: what was drawn from it does not count.
+
+        Raises:
+            UserError: The step is refused, as in `take`; all is as it was before it.
+        """
+        last, self._unread = self._unread, None
+        if last is None or last.outcome.read():
+            return True
+        last.undo()
+        try:
+            last.again()
+        except UserError:
+            last.undo_estimate()
+            last.check()
+            raise
+        return False
+
+
+def _step_by(update: PolicyUpdate, lr: float) -> None:
+    """Step by the size of that time: a schedule has gone on since."""
+    group = update.param_groups[0]
+    now, group["lr"] = group["lr"], lr
     try:
-        yield
-    except UserError:
-        for name, buffer in estimator.named_buffers():
+        update.step()
+    finally:
+        group["lr"] = now
+
+
+def _undo_of(module: nn.Module) -> Callable[[], None]:
+    """Copy the buffers of a module; what is returned puts them back."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def undo() -> None:
+        for name, buffer in module.named_buffers():
             buffer.copy_(before[name])
-        check_losses(losses_R, step)
-        raise
+
+    return undo
 
 
 def check_losses(losses_R: Tensor, step: int) -> None:

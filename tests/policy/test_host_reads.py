@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -95,6 +96,20 @@ def test_a_step_is_read_once(
         assert feasible.contains(s_U)
 
 
+@pytest.mark.usefixtures("_as_on_accelerator")
+@pytest.mark.parametrize("scope", ["per_kind", "parameters", "per_layer"])
+def test_or_later(space: MaskSpace, scope: Any) -> None:
+    policy, optimizer = free_policy(space, FeasibleSet(space, 0.7, scope=scope))
+    for value, stands in ((0.01, True), (float("nan"), False)):
+        policy.keep_probabilities.grad = torch.full((space.num_units,), value, dtype=torch.float64)
+        with HostReads() as reads, host_reads.reading_later() as verdicts:
+            optimizer.step()
+        assert reads.names == []
+        assert [bool(verdict) for verdict in verdicts] == [stands]
+        assert host_reads.HostCopy(verdicts[0]).read() == stands
+    assert host_reads.all_hold([])
+
+
 def test_explored_moves_are_not_read() -> None:
     s_U = torch.full((3,), 0.5, dtype=torch.float64)
     estimator = SymmetricExploration(3, lambda moves_SP: moves_SP > 0)
@@ -112,7 +127,10 @@ def test_explored_moves_are_not_read() -> None:
     [FreeProbabilities(), FreeLogits(), StructuredLogits(), ExploredLogits()],
     ids=lambda policy: type(policy).__name__,
 )
-def test_a_gpu_is_waited_for_once(space: MaskSpace, policy: MaskPolicy) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_a_gpu_is_waited_for_once_or_later(
+    space: MaskSpace, policy: MaskPolicy, later: bool
+) -> None:
     device, policy = torch.device("cuda"), copy.deepcopy(policy)
     feasible = FeasibleSet(space, 0.7, scope="parameters", fill=True)
     policy.prepare(space, {})
@@ -134,7 +152,11 @@ def test_a_gpu_is_waited_for_once(space: MaskSpace, policy: MaskPolicy) -> None:
                 masks_SU = estimator.draw(s_U, 4, mask_generator(0, step, 0, device))
                 gradient = estimator.estimate(mask_samples(losses_S, masks_SU, s_U))
                 policy.assign_gradient(gradient, feasible, step)
-                optimizer.step()
+                with host_reads.reading_later() if later else nullcontext() as verdicts:
+                    optimizer.step()
+                outcomes = [host_reads.HostCopy(verdict) for verdict in verdicts or []]
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-    assert len([wait for wait in waits if "synchronizing" in str(wait.message)]) == 1
+        assert all(outcome.read() for outcome in outcomes)
+    assert len(outcomes) == later
+    assert sum("synchronizing" in str(wait.message) for wait in waits) == (not later)

@@ -79,9 +79,8 @@ class PolicyUpdate(Optimizer, ABC):
         parameters: list[Tensor] = group["params"]
         if all(parameter.grad is None for parameter in parameters):
             return loss
-        memory = self._memory()
+        undo = self.snapshot()
         before = [parameter.clone() for parameter in parameters]
-        probabilities_U = self.policy.keep_probabilities.clone()
         directions = [
             None if direction is None else direction * factors
             for direction, factors in zip(
@@ -94,24 +93,33 @@ class PolicyUpdate(Optimizer, ABC):
             else:
                 self._change_by(before, directions, group["lr"])
         except UserError:
-            for parameter, start in zip(parameters, before, strict=True):
-                parameter.copy_(start)
-            self.policy.keep_probabilities.copy_(probabilities_U)
-            self.state.clear()
-            self.state.update(memory)
+            undo()
             self._check_gradients(parameters)
             raise
         return loss
 
-    def _memory(self) -> dict[Tensor, dict[str, Any]]:
-        """A copy of what directions depend on besides the gradient."""
-        return {
+    def snapshot(self) -> Callable[[], None]:
+        """Copy the policy, and what directions depend on besides the gradient.
+
+        Returns:
+            What puts both back, once.
+        """
+        policy = {name: value.clone() for name, value in self.policy.state_dict().items()}
+        memory = {
             parameter: {
                 name: value.clone() if isinstance(value, Tensor) else value
                 for name, value in state.items()
             }
             for parameter, state in self.state.items()
         }
+
+        def undo() -> None:
+            for name, value in self.policy.state_dict().items():
+                value.copy_(policy[name])
+            self.state.clear()
+            self.state.update(memory)
+
+        return undo
 
     def _check_gradients(self, parameters: list[Tensor]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
