@@ -74,8 +74,8 @@ class TrainingProgress(ProgressBar):
     ) -> None:
         """Move the bar by one step."""
         del batch, batch_idx
-        if self._bar is None:
-            return
+        if self._bar is None or self._bar.disable:
+            return  # A disabled bar, that of other ranks, does not know when it is due.
         self._newest = outputs
         # The host waits for an accelerator at every number: only when the bar is drawn again.
         is_due = time.time() - self._bar.last_print_t >= self._bar.mininterval

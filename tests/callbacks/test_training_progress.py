@@ -50,3 +50,13 @@ def test_numbers_are_read_when_they_are_shown(
     shown = [line for line in lines if f"{steps}/4" in line][-1]
     assert losses.last in shown
     assert len(reads) == 1, "in a log file a line every half minute"
+
+
+def test_a_bar_of_another_rank_shows_and_reads_nothing(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FeasibleSet, "expected_keep_ratio", None)
+    bar = TrainingProgress()
+    bar.disable()
+    tiny_run.fit([bar], enable_progress_bar=True)
+    assert "Training" not in capsys.readouterr().err

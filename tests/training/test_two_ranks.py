@@ -30,6 +30,8 @@ SEQUENCES: dict[str, Any] = {"masks_per": "sequence", "num_mask_samples": 1, "lr
 def _fits_of_a_rank(rank: int, run: TinyRun) -> None:
     from lightning.pytorch import Callback
 
+    from callbacks import TrainingProgress
+
     class Recorder(Callback):
         def on_train_batch_start(
             self, trainer: Any, module: Any, batch: Tensor, batch_idx: int
@@ -44,8 +46,11 @@ def _fits_of_a_rank(rank: int, run: TinyRun) -> None:
     for name, options in RECIPES.items():
         steps: list[dict[str, Tensor]] = []
         trainer = run.trainer(
-            [Recorder()],
-            **{"max_steps": STEPS, "val_check_interval": STEPS, **on_two_ranks()},
+            [Recorder(), TrainingProgress()],
+            max_steps=STEPS,
+            val_check_interval=STEPS,
+            enable_progress_bar=True,
+            **on_two_ranks(),
         )
         module = run.module(**SEQUENCES, **options)
         trainer.fit(module, datamodule=run.datamodule())
