@@ -55,22 +55,22 @@ def reading_later() -> Iterator[list[Tensor]]:
 
 
 class HostCopy:
-    """A verdict on its way to the host, which waits for it alone and not for what comes after.
+    """A whole number on its way to the host, which waits for it alone and not for what comes after.
 
     Args:
-        verdict: () bool, on any device.
+        number: () bool or int64, on any device; a verdict is 0 or 1.
     """
 
-    def __init__(self, verdict: Tensor) -> None:
-        on_gpu = verdict.device.type == "cuda"
-        self._copy = torch.empty((), dtype=torch.bool, pin_memory=on_gpu)
-        self._copy.copy_(verdict, non_blocking=on_gpu)
+    def __init__(self, number: Tensor) -> None:
+        on_gpu = number.device.type == "cuda"
+        self._copy = torch.empty((), dtype=number.dtype, pin_memory=on_gpu)
+        self._copy.copy_(number, non_blocking=on_gpu)
         self._arrived = torch.cuda.Event() if on_gpu else None
         if self._arrived is not None:
             self._arrived.record()
 
-    def read(self) -> bool:
+    def read(self) -> int:
         """Wait until it is there, and look at it."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return bool(self._copy.numpy())
+        return int(self._copy.numpy())

@@ -372,7 +372,9 @@ class PolicyGradientPruning(PolicyModule):
         return rows
 
     def _mean_over_ranks(self, gradient: Tensor) -> Tensor:
-        # No backward pass touches the parameter, so DDP's own all-reduce never runs.
-        reduced: Any = self.trainer.strategy.reduce(gradient, reduce_op="mean")
-        mean: Tensor = reduced
-        return mean
+        # No backward pass touches the parameter, so DDP's own all-reduce never runs. And before the
+        # strategy's the host waits at a barrier for all that the ranks have launched.
+        if self.trainer.world_size == 1:
+            return gradient
+        torch.distributed.all_reduce(gradient)
+        return gradient / self.trainer.world_size
