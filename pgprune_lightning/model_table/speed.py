@@ -5,7 +5,6 @@ Shapes: B sequences, T tokens.
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune_lightning.allocator import give_back_freed_memory
 from pgprune_lightning.evaluation import Evaluated
 from pgprune_lightning.evaluation.resources import ResourceMeter, memory_in_use
 from pgprune_lightning.model_table.protocol import SpeedProtocol
@@ -72,7 +72,7 @@ def _peak_bytes(model: Evaluated, protocol: SpeedProtocol) -> int | None:
     """The weights, and what generation takes besides; what lies there for others not."""
     if model.facts.runtime != "transformers":  # others reserve memory when they load
         return None
-    _give_back_freed_memory()
+    give_back_freed_memory()
     before = memory_in_use(model.device)
     meter = ResourceMeter()
     meter.start(model.device)
@@ -81,14 +81,6 @@ def _peak_bytes(model: Evaluated, protocol: SpeedProtocol) -> int | None:
     if before is None or meter.peak_memory_bytes is None:
         return None
     return model.facts.parameter_bytes + max(0, meter.peak_memory_bytes - before)
-
-
-def _give_back_freed_memory() -> None:
-    """Have the process take as little as it uses, or its growth would be seen too small."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        return
 
 
 def _rates(entry: dict[str, Any], protocol: SpeedProtocol) -> dict[str, Any]:
