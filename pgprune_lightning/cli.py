@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgprune_lightning.allocator import give_back_large_blocks
 from pgprune_lightning.commands import (
     bench,
     compare,
@@ -49,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command that has nothing to save; `fit` and `finetune` answer it themselves.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    give_back_large_blocks()
     try:
         return _dispatch(given)
     except (UserError, MisconfigurationException) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from pgprune_lightning.allocator import give_back_freed_memory
 from pgprune_lightning.masking.decoder_family import family_of
 from pgprune_lightning.masking.frozen_model import load_model_config
 from pgprune_lightning.masking.model_source import ModelSource
@@ -83,6 +84,10 @@ class PolicyModule(LightningModule):
         """Token losses of the deterministic mask, (B, T - 1), nats."""
         del batch_idx, dataloader_idx
         return self.environment.token_nll(batch, self._evaluated_mask_U)
+
+    def on_validation_end(self) -> None:
+        """Give back what the text has taken: a step takes less, and would leave it lying."""
+        give_back_freed_memory()
 
     def on_test_epoch_start(self) -> None:
         """Fix the mask for the whole evaluation."""
