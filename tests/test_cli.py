@@ -112,6 +112,11 @@ def test_the_default_recipe_lies_over_every_kind_of_unit(
     run = tiny_command("fit", "--config", fast, *options, "--trainer.max_steps=2")
     assert run.status == 0, run.err
     assert "learned mask" in run.out
+    plan = ("--model.initialization.plan", str(tiny_command.run_dir))
+    measured = tiny_command("test", "--config", fast, *options, *plan)
+    assert measured.status == 0, measured.err
+    summary = json.loads((tiny_command.run_dir / "summary.json").read_text())
+    assert f"{summary['learned']['perplexity']:.4f}" in measured.out
 
 
 def test_a_fit_leaves_plans_metrics_config_checkpoint_and_summary(

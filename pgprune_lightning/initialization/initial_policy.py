@@ -82,7 +82,8 @@ class Initialization:
         refine_steps: Steps that then move the importance along the gradients of gates at the masks
             it leads to, with a backward pass of 4 sequences each, of these num_blocks in turn.
         plan: Start from the probabilities of this pruning plan instead of a metric: a plan's
-            folder, or a run's, whose best plan is taken.
+            folder, or a run's, whose best plan is taken. They are taken as they are: what measures,
+            maps and refines a metric has no part in it.
         scores: Take the importance from this safetensors file instead of a metric: one tensor
             `scores`, (units,), in the order of the mask: layer by layer, in a layer kind by kind
             as in `unit_kinds`, then by index.
@@ -114,20 +115,24 @@ class Initialization:
         check_refinement(self.refine_steps, self.num_blocks)
         if self.plan is not None and self.scores is not None:
             raise UserError("initialization: plan and scores both say where to start; give one.")
-        if self.plan is not None and self.refine_steps:
-            raise UserError("initialization: a plan is started from as it is; leave refine_steps.")
 
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
-        measures = self.plan is None and self.scores is None
-        return self.refine_steps > 0 or (measures and METRICS[self.metric].reads_text)
+        return self._refines or (self._measures and METRICS[self.metric].reads_text)
 
     @property
     def needs_gradients(self) -> bool:
         """Whether a backward pass is taken."""
-        measures = self.plan is None and self.scores is None
-        return self.refine_steps > 0 or (measures and METRICS[self.metric].needs_gradients)
+        return self._refines or (self._measures and METRICS[self.metric].needs_gradients)
+
+    @property
+    def _measures(self) -> bool:
+        return self.plan is None and self.scores is None
+
+    @property
+    def _refines(self) -> bool:
+        return self.plan is None and self.refine_steps > 0
 
     def check_units(self, space: MaskSpace) -> None:
         """Check that every unit can be given an importance, before a model is loaded.

@@ -182,9 +182,15 @@ def test_gradients_that_are_not_finite_are_refused(
     [
         ({"refine_steps": -1}, "0 steps or more"),
         ({"refine_steps": 3, "num_blocks": 1}, "one to judge them by"),
-        ({"refine_steps": 1, "plan": "p"}, "a plan is started from as it is"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Initialization(**options)  # type: ignore[arg-type]
+
+
+def test_a_plan_is_not_refined() -> None:
+    """Recipes with a refined start measure plans, too, and a shared model can start from one."""
+    options = Initialization(metric="fisher", refine_steps=1, plan="p")
+    assert not options.reads_text
+    assert not options.needs_gradients
