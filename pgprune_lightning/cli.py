@@ -1,37 +1,38 @@
-"""The program: its commands, and what becomes of their errors."""
+"""The program: its commands, and what becomes of their errors.
+
+The libraries take seconds to import, so a command's module is imported when the command is run:
+`--help` and `--version` need none of them.
+"""
 
 import errno
+import importlib
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-from pgprune_lightning.commands import (
-    bench,
-    compare,
-    evaluate,
-    export,
-    finetune,
-    report,
-    study,
-    variance,
-)
-from pgprune_lightning.console import EXIT_USER_ERROR, print_error
-from pgprune_lightning.errors import UserError
-from pgprune_lightning.pruning_cli import run_command
+from pgprune_lightning import __version__
+from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
 from pgprune_lightning.stop_signals import EXIT_INTERRUPTED
 
-OWN_COMMANDS = {
-    "bench": bench.main,
-    "compare": compare.main,
-    "evaluate": evaluate.main,
-    "export": export.main,
-    "finetune": finetune.main,
-    "report": report.main,
-    "study": study.main,
-    "variance": variance.main,
+TRAINER_COMMANDS = {
+    "fit": "Learn which units of a model to keep, and write pruning plans.",
+    "validate": "Measure a checkpoint's or plan's mask on the validation texts of a config.",
+    "test": "Measure a checkpoint's or plan's mask on the test texts of a config.",
 }
-"""Those whose options are not `fit`'s."""
+"""Those that a Trainer runs, whose options are `fit`'s."""
+
+OWN_COMMANDS = {
+    "report": "Write the results of runs and comparisons as one HTML page.",
+    "export": "Write a plan's model in a format that others load.",
+    "finetune": "Train adapters on an exported model, and merge them.",
+    "evaluate": "Measure dense, pruned and exported models alike.",
+    "compare": "Prune one model by several methods, and print one table.",
+    "bench": "Time training steps, beside a reference implementation.",
+    "study": "Compare recipes at equal passes, and back-propagation at equal time.",
+    "variance": "Measure the variance of gradient estimators at one policy.",
+}
+"""Those with options of their own, one module each in `pgprune_lightning.commands`."""
+
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 }
@@ -48,27 +49,81 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command that has nothing to save; `fit` and `finetune` answer it themselves.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] in (["--help"], ["-h"]):
+        print(usage())
+        return 0
+    if given == ["--version"]:
+        print(f"pgprune-lightning {__version__}")
+        return 0
     try:
-        return _dispatch(given)
+        return _run(given)
+    except KeyboardInterrupt:
+        _print_error("stopped by Ctrl-C.")
+        return EXIT_INTERRUPTED
+
+
+def usage() -> str:
+    """Every command in a line."""
+    width = max(len(name) for name in (*TRAINER_COMMANDS, *OWN_COMMANDS)) + 2
+    lines = [f"  {name:{width}}{does}" for name, does in (TRAINER_COMMANDS | OWN_COMMANDS).items()]
+    return "\n".join(
+        [
+            "usage: pgprune COMMAND [OPTIONS]    or: python -m pgprune_lightning COMMAND [OPTIONS]",
+            "",
+            "Prunes large language models by policy gradients, with forward passes only.",
+            "Start with: pgprune fit --config configs/quickstart.yaml",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "pgprune COMMAND --help lists a command's options. --version prints the version.",
+        ]
+    )
+
+
+def _run(arguments: list[str]) -> int:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return _dispatch(arguments)
     except (UserError, MisconfigurationException) as error:
-        print_error(str(error))
+        _print_error(str(error))
         return EXIT_USER_ERROR
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print_error(
+        _print_error(
             f"the disk does not take what was to be written: {where}{error.strerror}. Make room, "
             "or make it writable, and go on with --resume auto."
         )
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print_error("stopped by Ctrl-C.")
-        return EXIT_INTERRUPTED
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in OWN_COMMANDS:
-        return OWN_COMMANDS[arguments[0]](arguments[1:])
+    command = arguments[0] if arguments else ""
+    if command in OWN_COMMANDS:
+        module = importlib.import_module(f"pgprune_lightning.commands.{command}")
+        status: int = module.main(arguments[1:])
+        return status
+    if command not in TRAINER_COMMANDS and not command.startswith("-"):
+        raise UserError(_unknown(command))
+    from pgprune_lightning.pruning_cli import run_command
+
     run_command(arguments)
     return 0
+
+
+def _unknown(command: str) -> str:
+    names = [*TRAINER_COMMANDS, *OWN_COMMANDS]
+    if not command:
+        return f"no command is given. Give one of {', '.join(names)} (pgprune --help)."
+    close = get_close_matches(command, names, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"there is no command {command}.{hint} Commands: {', '.join(names)} (pgprune --help)."
+
+
+def _print_error(message: str) -> None:
+    from pgprune_lightning.console import print_error
+
+    print_error(message)

@@ -9,9 +9,8 @@ from typing import NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pgprune_lightning.credentials import without_secrets
+from pgprune_lightning.errors import EXIT_USER_ERROR
 from pgprune_lightning.masking.frozen_model import quiet_transformers
-
-EXIT_USER_ERROR = 2
 
 ADVICE_THAT_DOES_NOT_HOLD = (
     ".*does not have many workers.*",

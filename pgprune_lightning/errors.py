@@ -1,5 +1,8 @@
 """The one kind of error that a person using the program can act on."""
 
+EXIT_USER_ERROR = 2
+"""The exit status of such an error."""
+
 
 class UserError(ValueError):
     """Something in the input, the data or the machine must be changed by the user.

@@ -28,21 +28,6 @@ from pgprune_lightning.training.run_folder import (
     claim_run_folder,
 )
 
-DESCRIPTION = (
-    "Prunes large language models by policy gradients, with forward passes only. "
-    "Start with: pgprune fit --config configs/quickstart.yaml"
-)
-OTHER_COMMANDS = (
-    "More commands have options of their own (pgprune compare --help, pgprune bench --help): "
-    "report writes what runs have shown as one HTML page; "
-    "export writes a plan's model in a format that others load; "
-    "finetune trains adapters on an exported model; "
-    "evaluate measures dense, pruned and exported models alike; "
-    "compare prunes one model by several methods and prints one table; bench times training steps; "
-    "study compares recipes at equal passes and back-propagation at equal time; variance measures "
-    "how far gradient estimates scatter."
-)
-
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 1000,
@@ -247,7 +232,7 @@ def run_command(
             load_from_checkpoint_support=False,
             args=None if arguments is None else list(arguments),
             parser_class=parser_class,
-            parser_kwargs={"prog": "pgprune", "description": DESCRIPTION, "epilog": OTHER_COMMANDS},
+            parser_kwargs={"prog": "pgprune"},
         )
 
 

@@ -1,11 +1,13 @@
 """The options of the command line and what its help says of them."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from pgprune_lightning.cli import main
+from pgprune_lightning.cli import OWN_COMMANDS, TRAINER_COMMANDS, main
 from pgprune_lightning.pruning_cli import PruningCLI
 
 TEXT_SOURCE = """path label name split data_files revision field local_copy join
@@ -101,9 +103,41 @@ def test_numbers_have_units(help_by_option: dict[str, str], option: str, unit: s
 
 
 def test_help_leads_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+    assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "policy gradients" in text
     assert "configs/quickstart.yaml" in text
-    assert "predict" not in text
+    for command in (*TRAINER_COMMANDS, *OWN_COMMANDS):
+        assert f"\n  {command} " in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_and_version_import_no_library() -> None:
+    """They would take seconds: `python -m pgprune_lightning --help` answers at once."""
+    code = (
+        "import sys; from pgprune_lightning.cli import main; main(sys.argv[1:]); "
+        "print([name for name in ('torch', 'lightning', 'transformers') if name in sys.modules])"
+    )
+    for option in ("--help", "--version"):
+        run = subprocess.run(
+            [sys.executable, "-c", code, option], capture_output=True, text=True, check=True
+        )
+        assert run.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("fitt", "there is no command fitt. Did you mean fit?"),
+        ("exprot", "there is no command exprot. Did you mean export?"),
+        ("xyzzy", "there is no command xyzzy. Commands: fit, validate, test, report,"),
+        ("", "no command is given. Give one of fit, validate, test, report,"),
+    ],
+)
+def test_an_unknown_command_is_one_line(
+    capsys: pytest.CaptureFixture[str], given: str, says: str
+) -> None:
+    assert main(given.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {says}")
+    assert error.count("\n") == 1

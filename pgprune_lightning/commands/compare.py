@@ -7,7 +7,8 @@ from pathlib import Path
 from pgprune_lightning.commands.experiment_options import add_experiment_options, command_line
 from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.comparison.comparison_run import run_comparison
-from pgprune_lightning.console import EXIT_USER_ERROR, OneLineErrorParser, quiet_libraries
+from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
+from pgprune_lightning.errors import EXIT_USER_ERROR
 
 DESCRIPTION = (
     "Prunes one model by several methods on one calibration text, measures the results alike, and "

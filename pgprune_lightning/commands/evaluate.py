@@ -13,7 +13,8 @@ from pgprune_lightning.commands.evaluate_request import (
     protocol_of,
 )
 from pgprune_lightning.commands.experiment_options import command_line
-from pgprune_lightning.console import EXIT_USER_ERROR, OneLineErrorParser, quiet_libraries
+from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
+from pgprune_lightning.errors import EXIT_USER_ERROR
 from pgprune_lightning.evaluation import ZeroShotTask
 from pgprune_lightning.model_table.evaluation_run import prepare, run_evaluation
 from pgprune_lightning.model_table.protocol import BosPerBlock, SpeedProtocol, TextProtocol

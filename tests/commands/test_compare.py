@@ -172,11 +172,6 @@ def test_the_commands_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
     text = capsys.readouterr().out
     for option in ("--config", "--output", "--existing", "--seeds", "--settings", "--options"):
         assert option in text
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "pgprune compare --help" in text
-    assert "pgprune bench --help" in text
 
 
 @pytest.mark.slow
