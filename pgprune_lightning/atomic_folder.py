@@ -57,10 +57,14 @@ def _not_written(folder: Path, reason: str) -> UserError:
 
 
 def _publish(folder: Path) -> None:
-    """Bring everything to the disk, readable for others on a cluster."""
-    folder.chmod(0o755)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    """Bring everything to the disk, with the permissions that the umask allows.
+
+    A folder of `mkdtemp` and files of safetensors are private until then, whatever the umask is.
+    """
+    forbidden = os.umask(0o077)  # it can only be read by setting another
+    os.umask(forbidden)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~forbidden)
         if path.is_file():
             with path.open("rb") as opened:
                 os.fsync(opened.fileno())

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 from pgprune_lightning.errors import UserError
+
+TEMPORARY = ".pgprune-tmp-"
+"""What the name of every temporary file begins with; random hexadecimal digits follow."""
+_RANDOM_BYTES = 8
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the target, flush to the disk, rename over the target, flush its folder.
+
+    The file gets the permissions that the umask allows.
 
     Args:
         path: The target; its folder is made when missing.
@@ -22,22 +29,25 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        beside = Path(name)
+        beside, file = _create_in(path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes private files; others on a cluster may read results.
-            beside.chmod(0o644)
             beside.replace(path)
-        except BaseException:  # an interrupt leaves no litter either
+        except BaseException:  # an interrupt leaves no temporary file either
             beside.unlink(missing_ok=True)
             raise
         _flush_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def _create_in(folder: Path) -> tuple[Path, BinaryIO]:
+    # Not tempfile.mkstemp, whose files are private whatever the umask is.
+    path = folder / f"{TEMPORARY}{secrets.token_hex(_RANDOM_BYTES)}"
+    return path, path.open("xb")
 
 
 def _flush_folder(folder: Path) -> None:
@@ -49,11 +59,11 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_litter(folder: Path) -> None:
-    """Remove what a killed writer left beside the files of a folder.
+def remove_temp_files(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder.
 
     Args:
         folder: A folder that no other process writes to now.
     """
-    for beside in folder.glob(".*.*.????????"):
-        beside.unlink(missing_ok=True)
+    for path in folder.glob(TEMPORARY + "[0-9a-f]" * (2 * _RANDOM_BYTES)):
+        path.unlink(missing_ok=True)

@@ -84,7 +84,7 @@ def files_of(run_dir: Path) -> dict[str, Any]:
         "checkpoint": _plain(checkpoint),
         # Not their names: a run that was stopped has saved there too, between its other saves.
         "kept": len(list((run_dir / "checkpoints").iterdir())),
-        "litter": sorted(path.name for path in run_dir.rglob(".*.*.????????")),
+        "temporary": sorted(path.name for path in run_dir.rglob(".pgprune-*")),
     }
 
 

@@ -26,15 +26,34 @@ def fail_in(place: Path, error: BaseException) -> None:
         raise error
 
 
-def test_a_new_folder_appears_at_the_end_readable_for_all(tmp_path: Path) -> None:
+def test_a_new_folder_appears_at_the_end(tmp_path: Path) -> None:
     place = tmp_path / "above" / "place"
     with whole_folder(place) as folder:
         fill(folder)
         assert not place.exists()
     assert (place / "inner" / "file").read_text() == "new"
-    assert stat.S_IMODE(place.stat().st_mode) == 0o755
-    assert stat.S_IMODE((place / "inner" / "file").stat().st_mode) == 0o644
     assert [path.name for path in place.parent.iterdir()] == ["place"]
+
+
+@pytest.mark.parametrize(
+    ("umask", "of_files", "of_folders"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_the_umask_decides_who_may_read_it(
+    tmp_path: Path, umask: int, of_files: int, of_folders: int
+) -> None:
+    place, before = tmp_path / "above" / "place", os.umask(umask)
+    try:
+        with whole_folder(place) as folder:
+            fill(folder)
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    made = {path: stat.S_IMODE(path.stat().st_mode) for path in place.parent.rglob("*")}
+    assert made == {
+        place: of_folders,
+        place / "inner": of_folders,
+        place / "inner" / "file": of_files,
+    }
 
 
 def test_an_old_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_stopped_after_every_step(
     assert steps_of(tmp_path / "stopped.jsonl") == steps_of(tmp_path / "whole.jsonl")
     stopped_files, whole_files = files_of(tiny_command.run_dir), files_of(whole)
     assert stopped_files == whole_files
-    assert not whole_files["litter"]
+    assert not whole_files["temporary"]
     assert len({path.name for path in tiny_command.run_dir.glob("metrics*")}) == 1
     assert len((tiny_command.run_dir / "wandb_run_id.txt").read_text()) == 8
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from pgprune_lightning import atomic_write
 from pgprune_lightning.training import PolicyGradientPruning
 from tests.run_traces import files_of, recorded_steps, steps_of
 from tests.tiny_commands import TinyCommand, refused
@@ -58,7 +59,7 @@ def test_the_run_goes_on_and_its_last_good_checkpoint_stands(
     monkeypatch: pytest.MonkeyPatch,
     number: int,
 ) -> None:
-    at_step(4, lambda: monkeypatch.setattr("tempfile.mkstemp", _breaking(number)))
+    at_step(4, lambda: monkeypatch.setattr(atomic_write, "_create_in", _breaking(number)))
     with (
         recorded_steps(tmp_path / "steps.jsonl"),
         pytest.warns(UserWarning, match="no checkpoint: cannot write") as said,

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pgprune_lightning.atomic_write import remove_litter
+from pgprune_lightning.atomic_write import remove_temp_files
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.finetuning.exported_folder import RESULT_FILE
 from pgprune_lightning.training.metrics_file import METRICS_FILE
@@ -81,8 +81,8 @@ def claim_work_folder(output: Path, *, resumes: bool) -> Path:
         if not resumes:
             remove_work_folder(output)
         work.mkdir(parents=True, exist_ok=True)
-        remove_litter(work)
-        remove_litter(work / CHECKPOINTS)
+        remove_temp_files(work)
+        remove_temp_files(work / CHECKPOINTS)
     except OSError as error:
         raise UserError(
             f"--output: {work} cannot be made: {error.strerror}. Choose another --output."

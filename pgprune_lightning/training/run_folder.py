@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pgprune_lightning.atomic_write import remove_litter
+from pgprune_lightning.atomic_write import remove_temp_files
 from pgprune_lightning.errors import UserError
 
 ExistingRun = Literal["stop", "move_aside"]
@@ -42,7 +42,7 @@ def claim_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool)
             run_dir.rename(free_name(run_dir))
         run_dir.mkdir(parents=True, exist_ok=True)
         for folder in (run_dir, run_dir / "checkpoints", *(run_dir / "plans").glob("*")):
-            remove_litter(folder)
+            remove_temp_files(folder)
     except OSError as error:
         raise UserError(
             f"run_dir: {run_dir} cannot be made: {error.strerror}. Choose another --run_dir."

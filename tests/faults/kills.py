@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pgprune_lightning import atomic_write
 from tests.faults.tally import Tally
 from tests.faults.warm_runs import WarmRuns, wait
 
-SAVE_STEPS = ("mkstemp", "fsync", "replace")
+SAVE_STEPS = ("_create_in", "fsync", "replace")
 
 
 def kill_runs(runs: WarmRuns, number: int, seed: int = 0) -> Tally:
@@ -51,9 +52,7 @@ def _die_in_a_save(draw: random.Random) -> Callable[[], None]:
     step, countdown, before = draw.choice(SAVE_STEPS), draw.randrange(1, 40), draw.random() < 0.5
 
     def prepare() -> None:
-        import tempfile
-
-        owner: Any = {"mkstemp": tempfile, "fsync": os, "replace": Path}[step]
+        owner: Any = {"_create_in": atomic_write, "fsync": os, "replace": Path}[step]
         call, calls = getattr(owner, step), [0]
 
         def dying(*arguments: Any, **keywords: Any) -> Any:
