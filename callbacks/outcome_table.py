@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pgprune_lightning.number_text import count_text, seconds_text, share_text
+
 ROWS = (
     ("dense", "dense model"),
     ("initial", "untrained mask"),
@@ -27,8 +29,9 @@ def print_outcome(summary: dict[str, Any], run_dir: Path) -> None:
         console.print(f"[bold]{sample['prompt']}[/bold] ...", highlight=False)
         for name, label in (("dense", "dense model"), ("learned", "learned mask")):
             console.print(f"  {label}: ", sample[name].strip(), style="default", markup=False)
-    minutes, seconds = divmod(round(summary["seconds"]), 60)
-    console.print(f"{summary['steps']} steps, {minutes} min {seconds} s. Written to {run_dir}:")
+    console.print(
+        f"{summary['steps']} steps, {seconds_text(summary['seconds'])}. Written to {run_dir}:"
+    )
     for name, what in (
         ("plans/best", "the pruning plan"),
         ("metrics.csv", "every logged metric"),
@@ -55,7 +58,7 @@ def _table(summary: dict[str, Any]) -> Table:
         table.add_row(
             label,
             *("overflow" if value is None else f"{value:,.1f}" for value in values),
-            f"{row['parameters'] / 1e6:,.1f} M",
-            f"{share:.1%}",
+            count_text(row["parameters"]),
+            share_text(share),
         )
     return table

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from callbacks.logging import log_metrics
 from pgprune_lightning.evaluation import TokenPerplexity
+from pgprune_lightning.number_text import count_text
 from pgprune_lightning.training import PolicyGradientPruning
 
 VALIDATION_METRIC = "val/perplexity"
@@ -108,7 +109,7 @@ def _publish(
         log_metrics(trainer, {name: float(perplexity)})
     elif trainer.is_global_zero:
         kept = pl_module.space.kept_parameters(pl_module.current_mask())
-        print(f"{name}: {float(perplexity):.4f} ({kept / 1e6:,.1f} M parameters)", flush=True)
+        print(f"{name}: {float(perplexity):.4f} ({count_text(kept)} parameters)", flush=True)
 
 
 def _test_labels(trainer: Trainer) -> list[str]:

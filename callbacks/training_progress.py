@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from callbacks.perplexity_validation import VALIDATION_METRIC
+from pgprune_lightning.number_text import count_text
 from pgprune_lightning.progress import progress_bar
 from pgprune_lightning.training import PolicyGradientPruning
 
@@ -43,7 +44,7 @@ class TrainingProgress(ProgressBar):
         kinds = ", ".join(f"{len(space.units_of(kind)):,} {kind}" for kind in space.kinds)
         self._say(
             f"{pl_module.environment.base_model.source}: "
-            f"{space.total_parameters / 1e6:,.1f} M parameters in "
+            f"{count_text(space.total_parameters)} parameters in "
             f"{str(model.dtype).removeprefix('torch.')} on {model.device}; units: {kinds}; "
             f"keep ratio {pl_module.keep_ratio} ({pl_module.budget})"
         )

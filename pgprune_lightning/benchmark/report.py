@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pgprune_lightning.number_text import bytes_text, count_text, seconds_text
+
 COLUMNS = (
     ("keep ratio", 10),
     ("", 10),
@@ -25,7 +27,7 @@ def header(result: dict[str, Any]) -> str:
         result: `model`, `device`, `threads`, `parameters`, `units`, `dtype` and the sizes.
     """
     return (
-        f"{result['model']}: {result['parameters'] / 1e6:,.1f} M parameters, "
+        f"{result['model']}: {count_text(result['parameters'])} parameters, "
         f"{result['units']:,} units; {result['dtype']} on {result['device']}, "
         f"{result['threads']} threads; {result['batch_size']} x {result['block_length']} tokens, "
         f"N_s = {result['num_mask_samples']} a {result['masks_per']}, {result['policy']}\n"
@@ -40,7 +42,6 @@ def rows(result: dict[str, Any]) -> str:
     Args:
         result: What `Benchmark.at` returns.
     """
-    memory = result["peak_memory_over_weights_bytes"]
     reference = [f"{result['keep_ratio']:g}", "reference", *_rates(result["reference"])]
     ours = [
         "",
@@ -48,8 +49,8 @@ def rows(result: dict[str, Any]) -> str:
         *_rates(result["ours"]),
         f"{result['ratio']:.2f}",
         f"{result['flops_share_of_peak']:.0%}",
-        "-" if memory is None else f"{memory / 2**30:.2f} GB",
-        _duration(result["projected_seconds_15000_steps"]),
+        bytes_text(result["peak_memory_over_weights_bytes"]),
+        seconds_text(result["projected_seconds_15000_steps"]),
     ]
     rest = f"sampling and update: {result['policy_share_of_step']:.2%} of a step"
     return "\n".join([_line(reference), _line(ours), f"{'':10}  {rest}"])
@@ -77,8 +78,3 @@ def _rates(part: dict[str, Any]) -> list[str]:
 def _line(cells: Sequence[str]) -> str:
     padded = [f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=False)]
     return "  ".join(padded).rstrip()
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{seconds / 60:.1f} min"

@@ -11,6 +11,7 @@ from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.number_text import bytes_text
 from pgprune_lightning.reporting.included_files import read_included
 from pgprune_lightning.reporting.page import report_page
 from pgprune_lightning.reporting.run_record import check_run, distinct_names, read_run
@@ -114,4 +115,4 @@ def _write_page(given: Any, folders: list[Path], command: str) -> None:
     for record in records:
         for sentence in record.missing:
             print(f"{record.name}: {sentence}")
-    print(f"Written to {given.output} ({len(page) / 1000:,.0f} kB).")
+    print(f"Written to {given.output} ({bytes_text(len(page))}).")

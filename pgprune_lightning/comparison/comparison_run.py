@@ -28,10 +28,11 @@ from pgprune_lightning.comparison.cell_result import compute_cell
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.comparison.extras import check_extras
 from pgprune_lightning.comparison.results import Results, collect
-from pgprune_lightning.comparison.table_values import number, seconds
+from pgprune_lightning.comparison.table_values import perplexity
 from pgprune_lightning.console import print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.model_reuse import one_model_kept
+from pgprune_lightning.number_text import seconds_text
 
 LOG_FILE = "log.txt"
 
@@ -105,10 +106,10 @@ def _computed(cell: Cell, experiment: Experiment) -> CellResult:
 
 def _print_result(cell: Cell, experiment: Experiment, result: CellResult, origin: str) -> None:
     shown = [
-        f"{number(result[f'perplexity_{length}'])} at {length}"
+        f"{perplexity(result[f'perplexity_{length}'])} at {length}"
         for length in experiment.evaluation_lengths
     ]
-    made = origin or f"made in {seconds(result['seconds'])}"
+    made = origin or f"made in {seconds_text(result['seconds'])}"
     print(f"{cell.title}: perplexity {', '.join(shown)}; {made}", flush=True)
 
 

@@ -16,13 +16,12 @@ from pgprune_lightning.comparison.setting_groups import grouped
 from pgprune_lightning.comparison.sheet import Sheet
 from pgprune_lightning.comparison.table_values import (
     LATENCY_VALUES,
-    MISSING,
     OTHER_VALUES,
     ZERO_SHOT_AVERAGE,
     Value,
-    number,
-    share,
+    perplexity,
 )
+from pgprune_lightning.number_text import NOTHING, share_text
 
 
 def markdown(results: Results) -> str:
@@ -62,7 +61,7 @@ def print_table(results: Results) -> None:
 def _sheets(results: Results) -> list[Sheet]:
     """One table of all values where there is one setting, and those of extras; else one a value."""
     lengths = results["evaluation_lengths"]
-    values = [Value(f"perplexity_{n}", _length_title(results, n), number) for n in lengths]
+    values = [Value(f"perplexity_{n}", _length_title(results, n), perplexity) for n in lengths]
     extras = _extra_values(results)
     settings = results["settings"]
     if len(settings) == 1:
@@ -94,7 +93,7 @@ def _by_setting(group: str, settings: dict[str, Any], value: Value) -> Sheet:
 
 def _shown(entry: dict[str, Any] | None, value: Value) -> str:
     if entry is None:
-        return MISSING
+        return NOTHING
     text = value.show(dict(leaves(entry)).get(value.name))
     deviation = dict(leaves(entry["deviation"])).get(value.name)
     return text if not deviation else f"{text} ± {value.show(deviation)}"
@@ -103,7 +102,7 @@ def _shown(entry: dict[str, Any] | None, value: Value) -> str:
 def _extra_values(results: Results) -> dict[str, list[Value]]:
     """What is measured where an experiment asks for it, by the title of its table."""
     tasks = results.get("zero_shot", [])
-    by_task = [Value(f"zero_shot.{task}", task, share) for task in tasks]
+    by_task = [Value(f"zero_shot.{task}", task, share_text) for task in tasks]
     zero_shot = {"zero-shot accuracy": [*by_task, ZERO_SHOT_AVERAGE]} if tasks else {}
     latency = {"forward pass": list(LATENCY_VALUES)} if results.get("latency") else {}
     return zero_shot | latency

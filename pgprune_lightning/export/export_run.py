@@ -23,6 +23,7 @@ from pgprune_lightning.export.export_choice import ExportChoice
 from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, PrunedModel
 from pgprune_lightning.export.export_record import EXPORT_FILE, ExportRecord, write_export
 from pgprune_lightning.export.planned_model import PlannedModel, open_planned_model
+from pgprune_lightning.number_text import bytes_text, count_text, share_text
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ def summary(record: ExportRecord, perplexity: float | None = None) -> str:
     )
     return (
         f"{record['format']}, keep ratio {record['keep_ratio']:g}: "
-        f"{record['parameters'] / 1e6:,.2f} M of {record['dense_parameters'] / 1e6:,.2f} M "
-        f"parameters ({share:.0%}), {record['bytes'] / 1e6:,.2f} MB of weights (dense "
-        f"{record['dense_bytes'] / 1e6:,.2f} MB); largest logit difference {read_back}"
+        f"{count_text(record['parameters'])} of {count_text(record['dense_parameters'])} "
+        f"parameters ({share_text(share, 0)}), {bytes_text(record['bytes'])} of weights (dense "
+        f"{bytes_text(record['dense_bytes'])}); largest logit difference {read_back}"
         + ("" if perplexity is None else f"; perplexity {perplexity:.2f}")
     )
 

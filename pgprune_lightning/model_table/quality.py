@@ -9,12 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pgprune_lightning.comparison.table_values import number, share
+from pgprune_lightning.comparison.table_values import perplexity
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import evaluate_zero_shot
 from pgprune_lightning.model_table.opening import Opened
 from pgprune_lightning.model_table.passage import Passage
 from pgprune_lightning.model_table.protocol import Protocol
+from pgprune_lightning.number_text import share_text
 
 Values = dict[str, Any]
 
@@ -95,7 +96,7 @@ def _perplexity(
     )
     kept = value if math.isfinite(value) else None
     values = {"perplexity": {passage.title: kept}, "scored_tokens": {passage.title: scored}}
-    return values, f"perplexity {number(kept)}"
+    return values, f"perplexity {perplexity(kept)}"
 
 
 def _zero_shot(
@@ -115,4 +116,4 @@ def _zero_shot(
         "zero_shot_normalized": {name: s.normalized_accuracy for name, s in scores.items()},
         "zero_shot_examples": {task: score.num_examples for task, score in scores.items()},
     }
-    return values, f"average {share(average)}"
+    return values, f"average {share_text(average)}"

@@ -11,28 +11,27 @@ from rich.console import Console
 
 from pgprune_lightning.comparison.experiment import leaves
 from pgprune_lightning.comparison.sheet import Sheet
-from pgprune_lightning.comparison.table_values import (
-    MISSING,
-    OVERFLOW,
-    Value,
-    latency,
-    memory,
-    number,
-    parameters,
-    share,
+from pgprune_lightning.comparison.table_values import OVERFLOW, Value, perplexity
+from pgprune_lightning.number_text import (
+    NOTHING,
+    bytes_text,
+    count_text,
+    latency_text,
+    plain_text,
+    share_text,
 )
 
 Result = dict[str, Any]
 Flat = dict[str, Any]
 
-_SIZES = (Value("parameters", "parameters", parameters),)
-_DISK = Value("disk_bytes", "size on disk", memory)
+_SIZES = (Value("parameters", "parameters", count_text),)
+_DISK = Value("disk_bytes", "size on disk", bytes_text)
 _SPEED = (
-    Value("speed.prefill_tokens_per_second", "prefill, tokens/s", number),
-    Value("speed.decode_tokens_per_second", "decode, tokens/s", number),
-    Value("speed.prefill_seconds", "latency of prefill", latency),
-    Value("speed.decode_seconds_per_token", "latency of a token", latency),
-    Value("speed.peak_memory_bytes", "peak memory", memory),
+    Value("speed.prefill_tokens_per_second", "prefill, tokens/s", plain_text),
+    Value("speed.decode_tokens_per_second", "decode, tokens/s", plain_text),
+    Value("speed.prefill_seconds", "latency of prefill", latency_text),
+    Value("speed.decode_seconds_per_token", "latency of a token", latency_text),
+    Value("speed.peak_memory_bytes", "peak memory", bytes_text),
 )
 
 
@@ -79,27 +78,27 @@ def _rows(result: Result, models: list[Flat]) -> Iterator[tuple[str, list[str]]]
     for passage in result["passages"]:
         key = f"perplexity.{passage['title']}"
         mark = " (*)" if _is_beyond_positions(passage, result) else ""
-        cells = [number(model[key]) if key in model else MISSING for model in models]
+        cells = [perplexity(model[key]) if key in model else NOTHING for model in models]
         yield f"{passage['title']}{mark}", cells
     tasks = (result["protocol"]["zero_shot"] or {}).get("tasks", [])
-    accuracies = [Value(f"zero_shot.{task}", task, share) for task in tasks]
+    accuracies = [Value(f"zero_shot.{task}", task, share_text) for task in tasks]
     if len(tasks) > 1:
-        accuracies.append(Value("zero_shot_average", "zero-shot average", share))
+        accuracies.append(Value("zero_shot_average", "zero-shot average", share_text))
     yield from (_row(value, models) for value in (*accuracies, *_SIZES))
     if len(models) > 1:
         first = models[0]
-        shares = [share(model["parameters"] / first["parameters"]) for model in models]
+        shares = [share_text(model["parameters"] / first["parameters"]) for model in models]
         yield f"of {first['model']}", shares
     speed = _SPEED if result["protocol"]["speed"] else ()
     for value in (_DISK, *speed):
         title, cells = _row(value, models)
-        if set(cells) != {MISSING}:
+        if set(cells) != {NOTHING}:
             yield title, cells
 
 
 def _row(value: Value, models: list[Flat]) -> tuple[str, list[str]]:
     found = [model.get(value.name) for model in models]
-    return value.title, [MISSING if each is None else value.show(each) for each in found]
+    return value.title, [NOTHING if each is None else value.show(each) for each in found]
 
 
 def _positions(result: Result) -> int | None:

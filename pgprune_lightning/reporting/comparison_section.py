@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pgprune_lightning.reporting.curves import best_validation, compared_curves
-from pgprune_lightning.reporting.markup import Markup, element
-from pgprune_lightning.reporting.number_text import (
+from pgprune_lightning.number_text import (
     NOTHING,
     bytes_text,
     perplexity_text,
@@ -14,6 +12,8 @@ from pgprune_lightning.reporting.number_text import (
     seconds_text,
     share_text,
 )
+from pgprune_lightning.reporting.curves import best_validation, compared_curves
+from pgprune_lightning.reporting.markup import Markup, element
 from pgprune_lightning.reporting.outcome import kept_share
 from pgprune_lightning.reporting.run_options import differing_options
 from pgprune_lightning.reporting.run_record import RunRecord, at

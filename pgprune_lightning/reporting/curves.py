@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pgprune_lightning.number_text import perplexity_text
 from pgprune_lightning.reporting.kinds import KIND_NAMES, removed_by_layer
 from pgprune_lightning.reporting.line_chart import LineChart
 from pgprune_lightning.reporting.markup import Markup
-from pgprune_lightning.reporting.number_text import perplexity_text
 from pgprune_lightning.reporting.run_record import RunRecord
 from pgprune_lightning.reporting.series import Point, Series
 

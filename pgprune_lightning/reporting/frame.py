@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pgprune_lightning.number_text import plain_text
 from pgprune_lightning.reporting.markup import Markup, element, joined
-from pgprune_lightning.reporting.number_text import plain_text
 from pgprune_lightning.reporting.scale import Scale
 from pgprune_lightning.reporting.style import NUM_LINE_STYLES
 

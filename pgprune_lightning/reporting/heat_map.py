@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pgprune_lightning.number_text import share_text
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy.mask_space import UnitKind
 from pgprune_lightning.reporting.frame import (
@@ -25,7 +26,6 @@ from pgprune_lightning.reporting.frame import (
 )
 from pgprune_lightning.reporting.kinds import KIND_NAMES, by_layer
 from pgprune_lightning.reporting.markup import Markup, element, joined
-from pgprune_lightning.reporting.number_text import share_text
 from pgprune_lightning.reporting.style import HEAT_LEVELS
 from pgprune_lightning.reporting.tables import details, table
 

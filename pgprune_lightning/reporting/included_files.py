@@ -10,8 +10,7 @@ from typing import Any
 
 from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.reporting.markup import Markup, element, joined
-from pgprune_lightning.reporting.number_text import (
+from pgprune_lightning.number_text import (
     NOTHING,
     bytes_text,
     count_text,
@@ -19,6 +18,7 @@ from pgprune_lightning.reporting.number_text import (
     plain_text,
     share_text,
 )
+from pgprune_lightning.reporting.markup import Markup, element, joined
 from pgprune_lightning.reporting.run_record import at
 from pgprune_lightning.reporting.tables import details, facts, table
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from pgprune_lightning.number_text import plain_text
 from pgprune_lightning.reporting.frame import (
     BOTTOM,
     LEFT,
@@ -21,7 +22,6 @@ from pgprune_lightning.reporting.frame import (
     value_axis,
 )
 from pgprune_lightning.reporting.markup import Markup, element, joined
-from pgprune_lightning.reporting.number_text import plain_text
 from pgprune_lightning.reporting.scale import Scale, fitted
 from pgprune_lightning.reporting.series import Point, Series, thinned
 from pgprune_lightning.reporting.tables import details, table

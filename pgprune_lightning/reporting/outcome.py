@@ -5,17 +5,17 @@ Shapes: N units of one kind.
 
 from __future__ import annotations
 
-from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.reporting.curves import best_validation
-from pgprune_lightning.reporting.kinds import KIND_NAMES
-from pgprune_lightning.reporting.markup import Markup
-from pgprune_lightning.reporting.number_text import (
+from pgprune_lightning.number_text import (
     count_text,
     finite,
     perplexity_text,
     seconds_text,
     share_text,
 )
+from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.reporting.curves import best_validation
+from pgprune_lightning.reporting.kinds import KIND_NAMES
+from pgprune_lightning.reporting.markup import Markup
 from pgprune_lightning.reporting.run_record import RunRecord, at
 from pgprune_lightning.reporting.tables import table, tiles
 

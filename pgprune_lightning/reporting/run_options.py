@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pgprune_lightning.reporting.number_text import NOTHING
+from pgprune_lightning.number_text import NOTHING
 from pgprune_lightning.reporting.run_record import RunRecord, at
 
 DECISIVE = {

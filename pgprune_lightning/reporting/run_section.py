@@ -5,17 +5,17 @@ from __future__ import annotations
 import yaml
 
 from pgprune_lightning.credentials import without_secrets
-from pgprune_lightning.reporting.curves import main_curves, more_curves
-from pgprune_lightning.reporting.heat_map import keep_probability_map
-from pgprune_lightning.reporting.included_files import found_files, included_section
-from pgprune_lightning.reporting.kinds import KIND_NAMES
-from pgprune_lightning.reporting.markup import Markup, element, joined
-from pgprune_lightning.reporting.number_text import (
+from pgprune_lightning.number_text import (
     bytes_text,
     count_text,
     plain_text,
     seconds_text,
 )
+from pgprune_lightning.reporting.curves import main_curves, more_curves
+from pgprune_lightning.reporting.heat_map import keep_probability_map
+from pgprune_lightning.reporting.included_files import found_files, included_section
+from pgprune_lightning.reporting.kinds import KIND_NAMES
+from pgprune_lightning.reporting.markup import Markup, element, joined
 from pgprune_lightning.reporting.outcome import decision_table, outcome_table, outcome_tiles
 from pgprune_lightning.reporting.run_options import decisive_options
 from pgprune_lightning.reporting.run_record import RunRecord, at

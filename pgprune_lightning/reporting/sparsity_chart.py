@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pgprune_lightning.number_text import share_text
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy.mask_space import UnitKind
 from pgprune_lightning.reporting.frame import (
@@ -17,7 +18,6 @@ from pgprune_lightning.reporting.frame import (
 )
 from pgprune_lightning.reporting.kinds import KIND_NAMES, removed_by_layer
 from pgprune_lightning.reporting.markup import Markup, element, joined
-from pgprune_lightning.reporting.number_text import share_text
 from pgprune_lightning.reporting.scale import Scale
 from pgprune_lightning.reporting.tables import details, table
 

@@ -105,8 +105,13 @@ def test_dense_and_pruned_side_by_side(
     assert float(rows[1]["perplexity.test at 16"]) == found["pruned"]["perplexity"]["test at 16"]
     markdown = output.with_suffix(".md").read_text()
     assert "|  | dense | pruned |" in markdown
-    share = found["pruned"]["parameters"] / found["dense"]["parameters"]
-    for shown in ("test at 48, stride 20", "decode, tokens/s", f"{share:.1%}", "size on disk"):
+    share = 100 * found["pruned"]["parameters"] / found["dense"]["parameters"]
+    for shown in (
+        "test at 48, stride 20",
+        "decode, tokens/s",
+        f"{share:.1f} %",
+        "size on disk",
+    ):
         assert shown in printed.out
         assert shown in markdown
 

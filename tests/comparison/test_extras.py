@@ -96,7 +96,7 @@ def test_accuracies_are_those_of_the_pruned_model(
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert "| arc_easy | winogrande | zero-shot average |" in markdown
     average = entry["zero_shot_average"]
-    assert f"| {average:.1%} |" in markdown
+    assert f"| {100 * average:.1f} % |" in markdown
     assert "first 4 examples" in markdown
     with (tmp_path / "out" / "table.csv").open() as file:
         (row,) = [line for line in csv.DictReader(file) if line["method"] == "magnitude"]
