@@ -9,7 +9,9 @@ Shapes: U units.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -126,6 +128,13 @@ def make_tiny_model(
         is_norm = "norm" in parameter_name  # which start where they change nothing, at 1 or 0
         parameter.data.copy_(parameter + noise if is_norm else noise)
     return freeze(model)
+
+
+def claim_tied(folder: Path) -> Path:
+    """Let the configuration of a saved model say that its head is its embedding."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    return folder
 
 
 def random_tokens(rows: int = 2, tokens: int = NUM_TOKENS, seed: int = 0) -> Tensor:

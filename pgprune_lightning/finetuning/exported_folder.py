@@ -118,7 +118,7 @@ def write_like(model: PreTrainedModel, exported: Path, folder: Path) -> None:
             if file.is_file() and _belongs_to_model(inside):
                 (folder / inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, folder / inside)
-        _set_dtype(folder / "config.json", model.dtype)
+        _describe_weights(folder / "config.json", model)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"the tuned model cannot be written to {folder}: {error}. Make room, and go on with "
@@ -175,11 +175,11 @@ def _belongs_to_model(inside: Path) -> bool:
     return not is_private and not _is_weights(inside) and inside.name not in RECORDS
 
 
-def _set_dtype(path: Path, dtype: torch.dtype) -> None:
-    """The export's own configuration stays, but for the type that the weights now have."""
+def _describe_weights(path: Path, model: PreTrainedModel) -> None:
+    """The export's own configuration stays, but for what the weights now are."""
     config = json.loads(path.read_bytes())
-    name = str(dtype).removeprefix("torch.")
-    if config.get("dtype", config.get("torch_dtype")) != name:
-        config.pop("torch_dtype", None)
-        config["dtype"] = name
-        write_atomically(path, (json.dumps(config, indent=2) + "\n").encode())
+    dtype = str(model.dtype).removeprefix("torch.")
+    now = {"dtype": dtype, "tie_word_embeddings": model.config.tie_word_embeddings}
+    config.setdefault("dtype", config.pop("torch_dtype", None))
+    if any(config.get(name) != value for name, value in now.items()):
+        write_atomically(path, (json.dumps(config | now, indent=2) + "\n").encode())

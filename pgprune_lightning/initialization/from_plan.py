@@ -28,7 +28,7 @@ def load_start_plan(path: str, space: MaskSpace, base_model: str) -> PruningPlan
         UserError: If the plan is missing, damaged, or for other units.
     """
     plan = PruningPlan.load(find_plan(Path(path)))
-    if plan.space != space:
+    if plan.space.groups != space.groups:
         raise UserError(
             f"initialization.plan: {path} is for the units of {plan.base_model.source!r} "
             f"({plan.space.num_units} of kind {', '.join(plan.space.kinds)}); {base_model!r} has "

@@ -145,6 +145,7 @@ def load_frozen_model(
         raise UserError(_loading_failed("weights", source, error)) from error
     model, report = loaded
     _refuse_missing_weights(source, sorted(report["missing_keys"]))
+    _say_whether_tied(model)
     if source.gguf_file is not None:
         _forget_quantization(model)
     if shard == 1:
@@ -170,6 +171,16 @@ def _refuse_missing_weights(source: ModelSource, missing: list[str]) -> None:
             f"base_model: {source.given!r} lacks {len(missing)} of its weights, the first of them "
             f"{missing[0]}. Check that every file of it is there and whole."
         )
+
+
+def _say_whether_tied(model: PreTrainedModel) -> None:
+    """Correct a configuration that ties the head to the embedding where the files hold both.
+
+    Transformers keeps two different matrices apart and only warns. What writes the model again goes
+    by the configuration, and would leave the head out.
+    """
+    if getattr(model.config, "tie_word_embeddings", False):
+        model.config.tie_word_embeddings = bool(model.all_tied_weights_keys)
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -90,6 +91,8 @@ class FrozenEnvironment:
             attention=attention,
             shard=shard,
         )
+        # The configuration may have counted a head as tied that the files hold apart.
+        self.space = replace(self.space, total_parameters=model.num_parameters())
         self._losses = MaskLosses(ExecutionChoice(model, self.space, execution))
         self.base_model = BaseModel(
             source=self.source.given,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pgprune_lightning.commands.finetune import finetune_parser
@@ -22,6 +23,7 @@ from pgprune_lightning.finetuning import (
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 from tests.tiny_commands import Outcome, refused
 from tests.tiny_finetuning import metric_rows
+from tests.tiny_models import claim_tied
 
 OPTIONS = """model output records rank alpha dropout target-modules num-records max-length epochs
     batch-size micro-batch-size lr warmup max-grad-norm seed text block-length tokens bos-per-block
@@ -142,6 +144,20 @@ def test_a_uniform_export_stays_of_its_stock_class(
     assert after["parameters"] == before["parameters"] == model.num_parameters()
     assert after["bytes"] < 0.6 * before["bytes"]
     assert after["runtimes"] == before["runtimes"]
+
+
+def test_a_head_beside_the_embedding_is_told_of(
+    finetune: Callable[..., Outcome], tmp_path: Path, pgprune_data: Path
+) -> None:
+    model, output = tmp_path / "model", tmp_path / "tuned"
+    shutil.copytree(pgprune_data / "stories260K", model)
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"] = 2 * weights["model.embed_tokens.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    claim_tied(model)
+    assert finetune(output, "--model", str(model)).status == 0
+    assert json.loads((output / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head.weight" in load_file(output / "model.safetensors")
 
 
 def test_an_output_is_replaced_only_when_asked(

@@ -11,21 +11,30 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export import ExportFormat, ExportOptions
+from pgprune_lightning.export.decilm_reader import DeciReader
 from pgprune_lightning.export.export_record import write_export
 from pgprune_lightning.export.formats import FORMATS
 from pgprune_lightning.export.padded import padded_model
 from pgprune_lightning.export.self_check import check_export
 from pgprune_lightning.masking import MultipliedExecution, mask_space_of
+from pgprune_lightning.masking.frozen_model import load_frozen_model
+from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.policy import MaskSpace
 from tests.tiny_exports import prune
-from tests.tiny_models import make_tiny_model, masks_of, random_tokens
+from tests.tiny_models import claim_tied, make_tiny_model, masks_of, random_tokens
 
 OPTIONS = ExportOptions(torch.float32)
+
+
+def load(path: Path) -> PreTrainedModel:
+    source = resolve_model_source(str(path))
+    return load_frozen_model(source, dtype=torch.float32, device=torch.device("cpu"))
 
 
 def uneven_mask(space: MaskSpace) -> Tensor:
@@ -80,6 +89,39 @@ def test_the_record_says_what_was_written(name: str, tmp_path: Path) -> None:
     assert record["bytes"] == sum(file.stat().st_size for file in files)
     assert set(record["runtimes"]["transformers"]) == {"accepts", "reason"}
     assert record["provenance"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("stored", ["both", "embedding", "head"])
+def test_the_files_say_whether_the_head_is_the_embedding(
+    name: str, stored: str, tmp_path: Path
+) -> None:
+    """A configuration that ties them may lie beside two matrices, or beside either of them."""
+    dense, saved = make_tiny_model("llama_gqa"), tmp_path / "saved"
+    dense.save_pretrained(saved)
+    tensors = load_file(saved / "model.safetensors")
+    if stored != "both":
+        del tensors["lm_head.weight" if stored == "embedding" else "model.embed_tokens.weight"]
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+
+    model = load(claim_tied(saved))
+    assert model.config.tie_word_embeddings == (stored != "both")
+    pruned = prune(model, mask_space_of(model, ["layer"]), torch.tensor([True, False, True]))
+    (tmp_path / "out").mkdir()
+    record = write_export(pruned, FORMATS[name], OPTIONS, tmp_path / "out")
+    head = 0 if stored == "both" else 97 * 32
+    assert record["dense_parameters"] == dense.num_parameters() - head
+    if name == "plan":
+        return
+    with MultipliedExecution(model, pruned.plan.space).masked(pruned.mask_U) as masked:
+        expected = masked(random_tokens(), use_cache=False).logits
+    if name == "decilm":
+        read: Any = DeciReader(tmp_path / "out", torch.device("cpu"), torch.float32).logits
+        found = read(random_tokens())
+    else:
+        file = tmp_path / "out" / "model.gguf"
+        found = load(file if name == "gguf" else tmp_path / "out")(random_tokens()).logits
+    assert torch.allclose(found, expected, atol=1e-2 if name == "gguf" else 1e-4)
 
 
 class Careless(ExportFormat):

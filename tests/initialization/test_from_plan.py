@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from pgprune_lightning.initialization.from_plan import ranked_as
+from pgprune_lightning.initialization.from_plan import load_start_plan, ranked_as
 from pgprune_lightning.policy import FeasibleSet, MaskSpace
 from pgprune_lightning.policy.constraint import BudgetScope
 from tests.policy_points import SCOPES
+from tests.tiny_exports import make_plan
 
 
 def _points(seed: int) -> Tensor:
@@ -45,3 +49,10 @@ def test_a_mask_of_another_budget_moves_nothing(space: MaskSpace) -> None:
     logits_U = _points(0)
     mask_U = FeasibleSet(space, 0.8).deterministic_mask(_points(1))
     assert torch.equal(ranked_as(mask_U, logits_U, FeasibleSet(space, 0.5)), logits_U)
+
+
+def test_units_are_the_same_whatever_else_the_model_has(space: MaskSpace, tmp_path: Path) -> None:
+    """Before it is loaded, a head that is claimed to be tied is not counted."""
+    make_plan(space).save(tmp_path)
+    smaller = replace(space, total_parameters=space.total_parameters - 1)
+    assert load_start_plan(str(tmp_path), smaller, "model").space == space

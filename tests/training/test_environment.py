@@ -5,6 +5,8 @@ Shapes: S mask samples, U units, B sequences, T tokens.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +15,14 @@ from pgprune_lightning.masking import activation_memory
 from pgprune_lightning.masking.activation_memory import bytes_per_token
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.training.environment import FrozenEnvironment, Judge
-from tests.tiny_models import NUM_TOKENS, random_tokens
-from tests.tiny_runs import TinyRun
+from tests.tiny_models import (
+    NUM_TOKENS,
+    VOCABULARY,
+    claim_tied,
+    make_tiny_model,
+    random_tokens,
+)
+from tests.tiny_runs import TinyRun, write_tiny_model
 
 JUDGES: tuple[Judge, ...] = ("cross_entropy", "kl_to_dense")
 
@@ -48,6 +56,21 @@ def expected_losses(
     with torch.no_grad():
         dense_BTV = environment.model(batch_BT).logits[:, :-1].double().log_softmax(-1)
     return (dense_BTV.exp() * (dense_BTV - masked_BTV)).sum(-1).mean(-1)
+
+
+def test_the_files_say_how_many_parameters_there_are(tmp_path: Path) -> None:
+    """The configuration counts one matrix for two where it ties what the files hold apart."""
+    folder = claim_tied(write_tiny_model(tmp_path))
+    environment = FrozenEnvironment(resolve_model_source(str(folder)), ["layer"], 1)
+    before, of_head = environment.space, VOCABULARY * 32
+    environment.load(dtype="float32", device=torch.device("cpu"), attention="sdpa")
+    dense = make_tiny_model("llama_gqa").num_parameters()
+    assert before.total_parameters == dense - of_head
+    assert environment.base_model.parameters == environment.space.total_parameters == dense
+    assert environment.space.groups == before.groups
+    one_layer_U = torch.tensor([True, False, False])
+    in_layer = before.total_parameters - before.kept_parameters(one_layer_U)
+    assert environment.space.kept_parameters(one_layer_U) == dense - in_layer
 
 
 @pytest.mark.parametrize("judge", JUDGES)

@@ -34,11 +34,15 @@ RUNS: dict[str, dict[str, Any]] = {
 """Each execution, both ways of judging, and each metric that reads weights or activations."""
 
 
-def _fits_of_a_rank(rank: int, run: TinyRun, tied: Path) -> None:
+HEADS = ("tied", "claimed_tied")
+"""A head that is the embedding, and one that the files hold beside it, whatever is claimed."""
+
+
+def _fits_of_a_rank(rank: int, run: TinyRun, heads: dict[str, Path]) -> None:
     from callbacks import PerplexityValidation
 
     results = {}
-    for name, options in (RUNS | {"tied": {"base_model": str(tied)}}).items():
+    for name, options in (RUNS | {n: {"base_model": str(f)} for n, f in heads.items()}).items():
         for shard in (1, 2):
             trainer = run.trainer([PerplexityValidation()], max_steps=2, **on_two_ranks())
             module = run.module(shard=shard, **options)
@@ -48,6 +52,7 @@ def _fits_of_a_rank(rank: int, run: TinyRun, tied: Path) -> None:
                 "s_U": module.policy.keep_probabilities.detach().clone(),
                 "perplexity": float(trainer.callback_metrics["val/perplexity"]),
                 "fingerprint": module.environment.base_model.fingerprint,
+                "parameters": module.environment.base_model.parameters,
                 "held": sum(_held(p) for p in module.environment.model.parameters()),
             }
     torch.save(results, run.folder / f"{rank}.pt")
@@ -62,17 +67,19 @@ def _held(parameter: Any) -> int:
 def results(
     tiny_model_folder: Path, tiny_texts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[tuple[str, int], dict[str, Any]]]:
-    from tests.tiny_models import make_tiny_model
+    from tests.tiny_models import claim_tied, make_tiny_model
 
     folder = tmp_path_factory.mktemp("shared-model")
-    tied = folder / "tied"
-    make_tiny_model("llama_mha").save_pretrained(tied)
-    run_two_ranks(_fits_of_a_rank, TinyRun(tiny_model_folder, tiny_texts, folder), tied)
+    heads = {name: folder / name for name in HEADS}
+    make_tiny_model("llama_mha").save_pretrained(heads["tied"])
+    make_tiny_model("llama_gqa").save_pretrained(heads["claimed_tied"])
+    claim_tied(heads["claimed_tied"])
+    run_two_ranks(_fits_of_a_rank, TinyRun(tiny_model_folder, tiny_texts, folder), heads)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*RUNS, "tied"])
+@pytest.mark.parametrize("name", [*RUNS, *HEADS])
 def test_a_shared_model_learns_and_measures_what_a_whole_one_does(
     results: list[dict[tuple[str, int], dict[str, Any]]], name: str
 ) -> None:
@@ -81,6 +88,7 @@ def test_a_shared_model_learns_and_measures_what_a_whole_one_does(
         torch.testing.assert_close(shared["s_U"], whole["s_U"], rtol=0, atol=1e-5)
         assert shared["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
         assert shared["fingerprint"] == whole["fingerprint"]
+        assert shared["parameters"] == whole["parameters"]
         assert shared["held"] < 0.75 * whole["held"]
     assert results[0][name, 2]["s_U"].equal(results[1][name, 2]["s_U"])
 
