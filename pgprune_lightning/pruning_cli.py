@@ -227,7 +227,6 @@ def run_command(
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             save_config_callback=SaveResolvedConfig,
-            save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=None if arguments is None else list(arguments),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+
+from pgprune_lightning.atomic_write import write_atomically
 
 
 def plain(value: Any) -> Any:
@@ -21,17 +24,22 @@ class SaveResolvedConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run folder of a fit, once the model is loaded.
 
     Not before: a run that fails on its input leaves a folder in which the next one can start.
+    Lightning's own opens the file before it builds the text; a run killed in between could not be
+    resumed from it.
     """
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the configuration to loggers that show it."""
-        del pl_module, stage
-        for logger in trainer.loggers:
-            logger.log_hyperparams(plain(self.config.as_dict()))
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Too early."""
+        """Write nothing yet."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file; `validate` and `test` leave that of their run as it was."""
-        super().setup(trainer, pl_module, "fit")
+        """Write the file, and hand the configuration to loggers that show it.
+
+        `validate` and `test` leave the file of their run as it was.
+        """
+        del pl_module
+        if not trainer.is_global_zero:
+            return
+        text = self.parser.dump(self.config, skip_unset=False)
+        write_atomically(Path(self.config.run_dir) / self.config_filename, text.encode())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(plain(self.config.as_dict()))

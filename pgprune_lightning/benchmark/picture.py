@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axes, results)
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=150)
+    write_atomically(path, picture.getvalue())
 
 
 def _by_keep_ratio(axes: Axes, results: Sequence[dict[str, Any]]) -> None:

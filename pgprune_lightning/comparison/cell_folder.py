@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pgprune_lightning.atomic_folder import whole_folder
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_identity import digest_of, first_difference
@@ -71,20 +72,25 @@ def finish(cell: Cell, result: CellResult) -> None:
     Raises:
         UserError: If they cannot be written.
     """
-    text = json.dumps(result, indent=1, allow_nan=False)
-    write_atomically(cell.folder / RESULT_FILE, text.encode())
+    _write_result(cell.folder, result)
 
 
 def copy_finished(source: Cell, cell: Cell) -> CellResult:
     """Take over the folder of a finished cell with the same options, under this cell's name."""
     if cell.folder.exists():
         cell.folder.rename(free_name(cell.folder))
-    shutil.copytree(source.folder, cell.folder, ignore=shutil.ignore_patterns(RESULT_FILE))
     result = _read(source.folder / RESULT_FILE)
     assert result is not None, source.folder
     renamed = result | {"setting": cell.setting, "method": cell.method}
-    finish(cell, renamed)
+    with whole_folder(cell.folder) as folder:
+        shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+        _write_result(folder, renamed)
     return renamed
+
+
+def _write_result(folder: Path, result: CellResult) -> None:
+    text = json.dumps(result, indent=1, allow_nan=False)
+    write_atomically(folder / RESULT_FILE, text.encode())
 
 
 def _is_of(cell: Cell, description: dict[str, Any] | None) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.comparison.experiment import Experiment, Picture
 from pgprune_lightning.comparison.layer_pictures import draw_hamming, draw_sparsity
 from pgprune_lightning.comparison.overview_pictures import draw_bars, draw_lines
@@ -61,9 +63,9 @@ def draw(experiment: Experiment, results: Results, output: Path) -> list[str]:
                 # Without a date and with fixed ids, equal results are equal files.
                 with mpl.rc_context({"svg.hashsalt": "pgprune"}):
                     metadata = {"Date": None} if suffix == "svg" else None
-                    figure.savefig(
-                        output / f"{stem}.{suffix}", dpi=DOTS_PER_INCH, metadata=metadata
-                    )
+                    content = io.BytesIO()
+                    figure.savefig(content, format=suffix, dpi=DOTS_PER_INCH, metadata=metadata)
+                write_atomically(output / f"{stem}.{suffix}", content.getvalue())
                 names.append(f"{stem}.{suffix}")
     return names
 
