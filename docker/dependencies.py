@@ -7,7 +7,7 @@ layer as it was.
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("plots", "finetune", "zero-shot")
+EXTRAS = ("finetune", "zero-shot")
 
 
 def requirements(pyproject: Path) -> list[str]:

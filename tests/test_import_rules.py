@@ -25,8 +25,14 @@ def guarded(name, globals=None, locals=None, fromlist=(), level=0):
     return original(name, globals, locals, fromlist, level)
 
 builtins.__import__ = guarded
+import importlib
+
 import pgprune_lightning.__main__
-import pgprune_lightning.cli
+import pgprune_lightning.pruning_cli
+from pgprune_lightning.cli import OWN_COMMANDS
+
+for command in OWN_COMMANDS:
+    importlib.import_module(f"pgprune_lightning.commands.{command}")
 """
 
 _IMPORT_POLICY = """

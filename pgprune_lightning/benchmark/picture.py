@@ -1,8 +1,7 @@
-"""Cost against keep ratio, model size and units, by matplotlib, an optional library (`plots`)."""
+"""Cost against keep ratio, model size and units, by matplotlib."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,16 +18,11 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_picture(path: Path) -> None:
-    """Refuse before anything is timed what could not be drawn.
+    """Refuse a file that could not be drawn, before anything is timed.
 
     Raises:
-        UserError: matplotlib is not installed, or the file's kind is unknown.
+        UserError: The file's kind is unknown.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "--picture: matplotlib is not installed. Install it with "
-            "pip install 'pgprune-lightning[plots]', or leave --picture out."
-        )
     if path.suffix not in SUFFIXES:
         raise UserError(f"--picture: {path.name!r} must end in one of {', '.join(SUFFIXES)}.")
 

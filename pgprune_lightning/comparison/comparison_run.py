@@ -57,8 +57,6 @@ def run_comparison(
     cells = cells_of(experiment, output)
     check_folders(cells, existing)
     check_extras(experiment, [cell for cell in cells if finished_result(cell) is None])
-    if experiment.pictures:
-        pictures.warn_if_unavailable()
     print(f"{experiment.title}: {len(cells)} cells, each with a log in {output}/cells", flush=True)
     finished: list[tuple[Cell, CellResult]] = []
     errors: list[tuple[Cell, str]] = []

@@ -1,8 +1,7 @@
-"""The results as pictures, PNG and SVG, by matplotlib, an optional library (extra `plots`)."""
+"""The results as pictures, PNG and SVG, by matplotlib."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,16 +29,6 @@ _BY_LAYER: dict[str, Callable[[str, str, dict[str, Any]], Figure]] = {
 }
 
 
-def warn_if_unavailable() -> None:
-    """Say before the cells run that pictures will be missing, and what to install."""
-    if not _available():
-        print(
-            "Pictures are left out: matplotlib is not installed; install it with: "
-            "pip install -c constraints.txt -e '.[plots]'",
-            flush=True,
-        )
-
-
 def draw(experiment: Experiment, results: Results, output: Path) -> list[str]:
     """Draw the pictures of an experiment.
 
@@ -49,10 +38,8 @@ def draw(experiment: Experiment, results: Results, output: Path) -> list[str]:
         output: Their folder.
 
     Returns:
-        Names of the files; none where matplotlib is not installed.
+        Names of the files.
     """
-    if not _available():
-        return []
     import matplotlib as mpl
 
     names = []
@@ -68,10 +55,6 @@ def draw(experiment: Experiment, results: Results, output: Path) -> list[str]:
                 write_atomically(output / f"{stem}.{suffix}", content.getvalue())
                 names.append(f"{stem}.{suffix}")
     return names
-
-
-def _available() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _figures(

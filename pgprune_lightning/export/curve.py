@@ -95,7 +95,7 @@ def curve_point(record: ExportRecord, perplexity: float | None) -> dict[str, Any
 
 
 def write_curve(folder: Path, curve: dict[str, Any]) -> None:
-    """Write `curve.json`, and the picture where matplotlib is installed and has perplexities."""
+    """Write `curve.json`, and the picture where there are perplexities."""
     text = json.dumps(curve, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / CURVE_FILE, text.encode())
     points = [point for point in curve["points"] if point["perplexity"] is not None]
@@ -104,10 +104,8 @@ def write_curve(folder: Path, curve: dict[str, Any]) -> None:
 
 
 def _draw(file: Path, points: list[dict[str, Any]], label: str) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     megabytes = [point["bytes"] / 1e6 for point in points]

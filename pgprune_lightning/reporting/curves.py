@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pgprune_lightning.number_text import perplexity_text
-from pgprune_lightning.reporting.kinds import KIND_NAMES, removed_by_layer
-from pgprune_lightning.reporting.line_chart import LineChart
-from pgprune_lightning.reporting.markup import Markup
+from pgprune_lightning.reporting.charts import (
+    KIND_NAMES,
+    Chart,
+    LineChart,
+    Point,
+    Series,
+    removed_by_layer,
+)
 from pgprune_lightning.reporting.run_record import RunRecord
-from pgprune_lightning.reporting.series import Point, Series
 
 VALIDATION = "val/perplexity"
 NATS = "nats per token"
 
 
-def main_curves(record: RunRecord) -> list[Markup]:
+def main_curves(record: RunRecord) -> list[Chart]:
     """Loss and baseline, validation, and how far the policy has decided."""
     charts = [_loss(record), _validation(record), *_decisions(record)]
     return [drawn for chart in charts if (drawn := chart.draw()) is not None]
 
 
-def more_curves(record: RunRecord) -> list[Markup]:
+def more_curves(record: RunRecord) -> list[Chart]:
     """What tells how the estimate fares, for those who look for a reason."""
     charts = [
         _single(record, "Advantage: loss less baseline", "train/advantage", NATS),
@@ -35,7 +39,7 @@ def more_curves(record: RunRecord) -> list[Markup]:
     return [drawn for chart in charts if (drawn := chart.draw()) is not None]
 
 
-def compared_curves(records: Sequence[RunRecord]) -> list[Markup]:
+def compared_curves(records: Sequence[RunRecord]) -> list[Chart]:
     """The same curves of several runs, one line each; and their masks by layer."""
     charts = [
         LineChart(

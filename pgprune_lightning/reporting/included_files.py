@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from pgprune_lightning.number_text import (
     plain_text,
     share_text,
 )
-from pgprune_lightning.reporting.markup import Markup, element, joined
+from pgprune_lightning.reporting.charts import Table
 from pgprune_lightning.reporting.run_record import at
-from pgprune_lightning.reporting.tables import details, facts, table
 
 EXPORT_FILE = "export.json"
 DEEPEST_EXPORT = 3
@@ -35,17 +34,42 @@ MEASURED = (
 OWN_FILES = frozenset({"summary.json"})
 
 
+Part = tuple[str, Any]
+"""A piece of a section: ("table", Table), ("facts", [(name, value)]) or ("heading", text)."""
+
+
 @dataclass(frozen=True)
 class IncludedFile:
     """A JSON file that the report shows.
 
     Args:
-        name: What it is called there.
-        content: What it holds; None where it is damaged.
+        name: Its name in the report.
+        content: Its object; None where it is damaged.
     """
 
     name: str
     content: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class FileSection:
+    """A file as the template shows it.
+
+    Args:
+        name: The file's name.
+        title: The section's title.
+        damaged: Whether the file could not be read.
+        shown: The parts shown at once.
+        folded: The parts that a click unfolds.
+        folded_title: Where to click.
+    """
+
+    name: str
+    title: str
+    damaged: bool = False
+    shown: Sequence[Part] = ()
+    folded: Sequence[Part] = ()
+    folded_title: str = "Everything in it"
 
 
 def read_included(path: Path) -> IncludedFile:
@@ -81,103 +105,93 @@ def found_files(folder: Path) -> list[IncludedFile]:
     return found
 
 
-def included_section(file: IncludedFile, heading: str) -> Markup:
-    """A file as a section.
-
-    Args:
-        file: The file.
-        heading: Tag of its title.
-    """
+def file_section(file: IncludedFile) -> FileSection:
+    """Arrange a file by the command that wrote it."""
     content = file.content
     if content is None:
-        damaged = element("p", "It is damaged: not a JSON object.")
-        return joined(element(heading, file.name), damaged)
+        return FileSection(file.name, file.name, damaged=True)
     if "runtimes" in content and "format" in content:
-        body = _export(content)
-        title = f"Export: {content['format']}"
-    elif isinstance(content.get("models"), list) and "protocol" in content:
-        body, title = _evaluation(content), "Evaluation"
-    elif isinstance(content.get("settings"), dict):
-        body, title = _comparison(content), f"Comparison: {content.get('title', file.name)}"
-    else:
-        body, title = _any(content), file.name
-    where = element("p", file.name, class_="soft") if title != file.name else None
-    return element("section", element(heading, title), where, body)
+        return _export(file.name, content)
+    if isinstance(content.get("models"), list) and "protocol" in content:
+        return _evaluation(file.name, content)
+    if isinstance(content.get("settings"), dict):
+        return _comparison(file.name, content)
+    return FileSection(file.name, file.name, shown=_any(content))
 
 
-def _export(content: dict[str, Any]) -> Markup:
+def _export(name: str, content: dict[str, Any]) -> FileSection:
     counted = [
         _against("parameters", content, count_text),
         _against("bytes", content, bytes_text),
         ("largest difference of a logit", plain_text(content.get("max_logit_difference"))),
     ]
     runtimes = content["runtimes"] if isinstance(content["runtimes"], dict) else {}
-    rows = []
-    for name, verdict in runtimes.items():
-        accepts = at(verdict, "accepts")
-        said = element("span", "yes" if accepts else "no", class_="yes" if accepts else "no")
-        rows.append([str(name), said, str(at(verdict, "reason") or "")])
-    shown = {"parameters", "dense_parameters", "bytes", "dense_bytes", "max_logit_difference"}
-    rest = {name: value for name, value in content.items() if name not in shown | {"runtimes"}}
-    return joined(
-        facts(counted),
-        table(["runtime", "takes it", "why"], rows, words=(0, 1, 2)) if rows else None,
-        details("Everything in it", _any(rest)),
-    )
+    rows = [
+        [str(runtime), bool(at(verdict, "accepts")), str(at(verdict, "reason") or "")]
+        for runtime, verdict in runtimes.items()
+    ]
+    shown: list[Part] = [("facts", counted)]
+    if rows:
+        shown.append(("table", Table(["runtime", "takes it", "why"], rows, words=(0, 1, 2))))
+    known = {"parameters", "dense_parameters", "bytes", "dense_bytes", "max_logit_difference"}
+    rest = {key: value for key, value in content.items() if key not in known | {"runtimes"}}
+    return FileSection(name, f"Export: {content['format']}", shown=shown, folded=_any(rest))
 
 
-def _against(name: str, content: dict[str, Any], said: Any) -> tuple[str, str]:
+def _against(name: str, content: dict[str, Any], as_text: Any) -> tuple[str, str]:
     count, dense = finite(content.get(name)), finite(content.get(f"dense_{name}"))
     share = "" if not count or not dense else f", {share_text(count / dense)} of dense"
-    return name, f"{said(count)}{share}"
+    return name, f"{as_text(count)}{share}"
 
 
-def _evaluation(content: dict[str, Any]) -> Markup:
-    """What was measured of each model; how, and of what, folded."""
+def _evaluation(name: str, content: dict[str, Any]) -> FileSection:
+    """Show the measurements of each model; fold how they were made."""
     measured = []
     for model in content["models"]:
         values = {"model": at(model, "model")}
-        for name, value in _leaves(model):
-            if name.startswith(MEASURED):
-                values[name.replace(".", ": ").replace("_", " ")] = value
+        for key, value in _leaves(model):
+            if key.startswith(MEASURED):
+                values[key.replace(".", ": ").replace("_", " ")] = value
         measured.append(values)
-    return joined(_records(measured, transposed=True), details("Everything in it", _any(content)))
+    shown = _records(measured, transposed=True)
+    return FileSection(name, "Evaluation", shown=shown, folded=_any(content))
 
 
-def _comparison(content: dict[str, Any]) -> Markup:
+def _comparison(name: str, content: dict[str, Any]) -> FileSection:
     records = []
     for setting, cells in content["settings"].items():
         methods = at(cells, "methods")
         for method, cell in (methods if isinstance(methods, dict) else {}).items():
             values = cell if isinstance(cell, dict) else {}
-            numbers = {name: value for name, value in values.items() if finite(value) is not None}
-            name = method if len(content["settings"]) == 1 else f"{method}, {setting}"
-            records.append({"method": name} | numbers)
-    rest = {name: value for name, value in content.items() if name != "settings"}
-    return joined(_records(records), details("Everything else in it", _any(rest)))
+            numbers = {key: value for key, value in values.items() if finite(value) is not None}
+            row_name = method if len(content["settings"]) == 1 else f"{method}, {setting}"
+            records.append({"method": row_name} | numbers)
+    rest = {key: value for key, value in content.items() if key != "settings"}
+    title = f"Comparison: {content.get('title', name)}"
+    return FileSection(name, title, False, _records(records), _any(rest), "Everything else in it")
 
 
-def _any(content: dict[str, Any]) -> Markup:
+def _any(content: dict[str, Any]) -> list[Part]:
     """Lists of objects as tables, the rest as facts."""
-    tables = []
+    parts: list[Part] = []
     for name, value in content.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            tables.append(joined(element("p", str(name), class_="soft"), _records(value)))
+            parts += [("heading", str(name)), *_records(value)]
     pairs = [(name, text) for name, text in _leaves(content) if text]
-    return joined(*tables, facts(pairs[:MOST_ROWS]) if pairs else None)
+    return [*parts, ("facts", pairs[:MOST_ROWS])] if pairs else parts
 
 
-def _records(records: list[dict[str, Any]], *, transposed: bool = False) -> Markup:
+def _records(records: list[dict[str, Any]], *, transposed: bool = False) -> list[Part]:
     """A row a record; a column where few records, such as models, have many values."""
     flat = [dict(_leaves(record)) for record in records[:MOST_ROWS]]
     names = list(dict.fromkeys(name for record in flat for name in record))[:MOST_ROWS]
     columns = [[name, *(record.get(name) or NOTHING for record in flat)] for name in names]
     if not columns:
-        return joined()
+        return []
     if transposed or len(flat) < MOST_COLUMNS < len(names):
-        return table(columns[0], columns[1:])
+        return [("table", Table(columns[0], columns[1:]))]
     rows = list(zip(*columns[:MOST_COLUMNS], strict=True))
-    return table(rows[0], rows[1:])
+    return [("table", Table(rows[0], rows[1:]))]
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -13,19 +13,17 @@ from pgprune_lightning.number_text import (
     share_text,
 )
 from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.reporting.charts import KIND_NAMES, Table
 from pgprune_lightning.reporting.curves import best_validation
-from pgprune_lightning.reporting.kinds import KIND_NAMES
-from pgprune_lightning.reporting.markup import Markup
 from pgprune_lightning.reporting.run_record import RunRecord, at
-from pgprune_lightning.reporting.tables import table, tiles
 
 MODELS = {"dense": "dense model", "initial": "untrained mask", "learned": "learned mask"}
 PLAN_OF = {"initial": "initial", "learned": "best"}
 NEAR_BOUND = 0.05
 
 
-def outcome_tiles(record: RunRecord) -> Markup:
-    """The numbers that a reader looks for first."""
+def outcome_tiles(record: RunRecord) -> list[tuple[str, str]]:
+    """The numbers that a reader looks for first: (number, its name)."""
     pairs = [
         (perplexity_text(at(record.summary, key, "perplexity")), f"perplexity, {name}")
         for key, name in MODELS.items()
@@ -39,10 +37,10 @@ def outcome_tiles(record: RunRecord) -> Markup:
         pairs.append((share_text(share), "of the parameters kept"))
     if record.summary:
         pairs.append((seconds_text(record.summary.get("seconds")), "from start to end"))
-    return tiles(pairs)
+    return pairs
 
 
-def outcome_table(record: RunRecord) -> Markup:
+def outcome_table(record: RunRecord) -> Table:
     """Perplexity on each text, and parameters, of the three models."""
     text = record.summary.get("text")
     others = at(record.summary, "learned", "other_texts")
@@ -57,10 +55,10 @@ def outcome_table(record: RunRecord) -> Markup:
             [name, *measured, perplexity_text(validated), count_text(count), share_text(share)]
         )
     head = ["perplexity", *texts, _validation_name(record), "parameters", "of dense"]
-    return table(head, rows, chosen=(2,))
+    return Table(head, rows, chosen=(2,))
 
 
-def decision_table(before: PruningPlan, after: PruningPlan) -> Markup:
+def decision_table(before: PruningPlan, after: PruningPlan) -> Table:
     """How the decisions of the learned mask differ from those of the untrained one."""
     rows = []
     for kind in after.space.kinds:
@@ -82,7 +80,7 @@ def decision_table(before: PruningPlan, after: PruningPlan) -> Markup:
             ]
         )
     head = ["units", "all", "kept untrained", "kept learned", "newly removed", "brought back"]
-    return table([*head, "mean change of s", "s from 0.05 to 0.95"], rows)
+    return Table([*head, "mean change of s", "s from 0.05 to 0.95"], rows)
 
 
 def kept_share(record: RunRecord) -> float | None:

@@ -15,7 +15,7 @@ import yaml
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
-from pgprune_lightning.reporting.series import Point
+from pgprune_lightning.reporting.charts import Point
 from pgprune_lightning.training.loggers import WANDB_ID_FILE
 from pgprune_lightning.training.metrics_file import METRICS_FILE
 from pgprune_lightning.training.run_folder import RUN_FILES

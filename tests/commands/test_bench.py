@@ -76,7 +76,6 @@ def test_a_shape_is_timed(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_several_keep_ratios_a_picture_and_the_units(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     output, picture = tmp_path / "result.json", tmp_path / "cost.png"
     given = ["bench", "--shape", "tiny", "--device", "cpu", *QUICK, "--execution", "gathered"]
     more = ["--keep-ratio", "0.5", "0.8", "--scaling", "--picture", str(picture)]
@@ -185,13 +184,3 @@ def test_bad_input_is_refused_before_a_model_is_built(
 def test_a_gpu_that_is_not_there_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--shape", "tiny", "--device", "cuda"]) == 2
     assert "there is no CUDA device" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("_no_model")
-def test_a_picture_without_matplotlib_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    picture = ["--picture", str(tmp_path / "cost.png")]
-    assert main(["bench", "--shape", "tiny", *picture]) == 2
-    assert "matplotlib is not installed" in capsys.readouterr().err

@@ -155,17 +155,6 @@ def test_what_cannot_work_in_the_last_cell_is_said_before_the_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_need_matplotlib_and_nothing_else_does(
-    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pgprune_lightning.comparison.pictures._available", lambda: False)
-    run = compare(methods={"dense": {"kind": "dense"}}, picture={"kind": "bars"})
-    assert run.status == 0, run.err
-    assert "pip install -c constraints.txt -e '.[plots]'" in run.out.splitlines()[0]
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"cells", "compare.json", "table.md", "table.csv"}
-
-
 def test_the_commands_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["compare", "--help"])

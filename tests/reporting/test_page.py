@@ -77,8 +77,8 @@ def test_nothing_is_fetched(write_run: WriteRun) -> None:
     found = Tags(page)
     assert {address[0] for address in found.addresses} == {"#"}
     assert {address[1:] for address in found.addresses} <= found.ids
-    assert "default-src 'none'" in page.replace("&#x27;", "'")
-    assert not re.search(r"@import|url\(", page)
+    assert "default-src 'none'" in page
+    assert not re.search(r"@import|url\((?!#)|href=\"(?!#)", page)
 
 
 def test_a_run_with_nothing_but_its_configuration_is_reported(write_run: WriteRun) -> None:
@@ -150,6 +150,7 @@ def test_results_of_other_commands_are_shown(write_run: WriteRun) -> None:
     assert row in page_of(folder, included=[IncludedFile("e.json", evaluation)])
     evaluation |= {"protocol": {}, "models": [{"model": "m", "perplexity": {"wiki at 128": 7.5}}]}
     whole = Tags(page_of(folder, included=[IncludedFile("e.json", evaluation)])).text
+    whole = whole.replace("\n", "")
     assert "Evaluatione.jsonmodelmperplexity: wiki at 1287.5" in whole
     for said in (
         *("Export: gguf", "80.0 % of dense", "50.0 % of dense", "1.25e-05"),
