@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from pgprune_lightning import __version__
+from pgprune_lightning.credentials import refuse_secrets_in_arguments
 from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
 from pgprune_lightning.stop_signals import EXIT_INTERRUPTED
 
@@ -101,6 +102,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    refuse_secrets_in_arguments(arguments)
     command = arguments[0] if arguments else ""
     if command in OWN_COMMANDS:
         module = importlib.import_module(f"pgprune_lightning.commands.{command}")

@@ -67,5 +67,5 @@ def _format_warning(
 ) -> str:
     del line
     if category is UserWarning:
-        return f"warning: {message}\n"
+        return f"warning: {without_secrets(str(message))}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"

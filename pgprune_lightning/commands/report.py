@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
-from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.number_text import bytes_text
 from pgprune_lightning.reporting.included_files import read_included
@@ -110,7 +109,7 @@ def _write_page(given: Any, folders: list[Path], command: str) -> None:
     names = distinct_names(folders)
     records = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     title = given.title or f"Pruning report: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
-    page = report_page(records, included, title, without_secrets(command)).encode()
+    page = report_page(records, included, title, command).encode()
     write_atomically(Path(given.output), page)
     for record in records:
         for sentence in record.missing:

@@ -34,6 +34,7 @@ from pgprune_lightning.comparison.yaml_values import (
     text,
     texts,
 )
+from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.errors import UserError
 
 KEYS = (
@@ -107,6 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"is no YAML: {error}") from error
     fields = mapping(data, "the file", KEYS)
+    refuse_secrets(fields)
     missing = [key for key in ("title", "recipe", "methods") if not fields.get(key)]
     if missing:
         raise UserError(f"{', '.join(missing)}: missing; every experiment file needs it.")

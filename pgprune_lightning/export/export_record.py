@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.credentials import hidden
 from pgprune_lightning.evaluation.provenance import provenance
 from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, PrunedModel
 from pgprune_lightning.export.runtimes import runtime_verdicts
@@ -84,8 +85,8 @@ def _describe(
 
 
 def write_record(folder: Path, record: ExportRecord) -> None:
-    """Write `export.json`."""
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    """Write `export.json`; a plan of others may name its model with a token."""
+    text = json.dumps(hidden(record), indent=1, allow_nan=False) + "\n"
     write_atomically(folder / EXPORT_FILE, text.encode())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.credentials import without_secrets
+from pgprune_lightning.credentials import hidden
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.number_text import (
     NOTHING,
@@ -84,7 +84,7 @@ def read_included(path: Path) -> IncludedFile:
         raise UserError(f"--include: {path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"--include: {path} holds no JSON object; give a result of a command.")
-    return IncludedFile(str(path), content)
+    return IncludedFile(str(path), hidden(content))
 
 
 def found_files(folder: Path) -> list[IncludedFile]:
@@ -199,7 +199,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for name, inner in value.items():
             yield from _leaves(inner, f"{prefix}.{name}" if prefix else str(name))
     elif isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        said = ", ".join(without_secrets(plain_text(item)) for item in value[:MOST_ITEMS])
+        said = ", ".join(plain_text(item) for item in value[:MOST_ITEMS])
         yield prefix, f"{said}, …" if len(value) > MOST_ITEMS else said
     elif not isinstance(value, list):
-        yield prefix, without_secrets(plain_text(value))
+        yield prefix, plain_text(value)

@@ -128,7 +128,13 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_shown,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Hide the secrets of every text, whatever file it comes from."""
+    return without_secrets(value) if type(value) is str else value  # Markup is ours
 
 
 def _run(record: RunRecord, *, alone: bool) -> dict[str, Any]:
@@ -209,7 +215,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str | None]]:
         ("versions", ", ".join(versions) if origin else None),
         ("program", _known(at(origin, "pgprune_lightning"))),
         ("commit", _known(at(origin, "commit"))),
-        ("command", without_secrets(str(at(origin, "command"))) if origin else None),
+        ("command", str(at(origin, "command")) if origin else None),
         ("W&B", _wandb(record)),
     ]
 
@@ -240,7 +246,8 @@ def _wandb(record: RunRecord) -> str:
 def _all_options(record: RunRecord) -> str | None:
     if not record.config:
         return None
-    return without_secrets(yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True))
+    text: str = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _compared(records: Sequence[RunRecord]) -> dict[str, Any]:

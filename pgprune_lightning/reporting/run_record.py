@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from pgprune_lightning.credentials import hidden
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
 from pgprune_lightning.reporting.charts import Point
@@ -131,7 +132,8 @@ def read_json_object(path: Path, missing: list[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         missing.append(f"{path.name} holds no object.")
         return {}
-    return content
+    read: dict[str, Any] = hidden(content)
+    return read
 
 
 def _unfinished(record: RunRecord) -> str:
@@ -153,7 +155,7 @@ def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         missing.append(f"config.yaml cannot be read: {error}.")
         return {}
-    return config if isinstance(config, dict) else {}
+    return hidden(config) if isinstance(config, dict) else {}
 
 
 def _read_metrics(path: Path, missing: list[str]) -> dict[str, list[Point]]:

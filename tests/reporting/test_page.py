@@ -72,6 +72,19 @@ def test_hostile_text_stays_text(write_run: WriteRun) -> None:
     assert HOSTILE in page.text
 
 
+def test_no_secret_of_a_file_is_shown(write_run: WriteRun) -> None:
+    token, key = "hf_" + "aB1" * 10, "0123456789abcdef" * 2 + "01234567"
+    summary = made_summary()
+    summary["provenance"]["command"] = f"fit --model.base_model https://me:{token}@host/x"
+    summary["sample"]["learned"] = token
+    config = {"model": {"base_model": token}, "logger": {"api_key": key}}
+    first = write_run("a", summary=summary, config=config, source=f"org/{token}")
+    (first / "other.json").write_text(json.dumps({"password": "hunter2", "list": [token]}))
+    page = page_of(first, write_run("b"), included=[IncludedFile(token, {"a": token})])
+    assert [secret for secret in (token, key, "hunter2") if secret in page] == []
+    assert "***" in page
+
+
 def test_nothing_is_fetched(write_run: WriteRun) -> None:
     page = page_of(write_run("a"), write_run("b"))
     found = Tags(page)
