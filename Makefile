@@ -19,15 +19,19 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 LLAMA_CPP_OPTIONS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
     -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=OFF
 
+# A worker for each core. A file's tests share expensive fixtures, so they stay with one worker.
+IN_PARALLEL := --numprocesses auto --dist loadfile
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test test-faults test-slurm test-llama llama-cpp lint clean
+.PHONY: help quickstart install test test-all test-faults test-slurm test-llama llama-cpp lint clean
 
 help:
 	@echo "make quickstart   install, then prune SmolLM2-135M on this machine (configs/quickstart.yaml)"
 	@echo "make install      install only, into $(VENV)"
-	@echo "make test         install with the development tools, then lint and run every test"
-	@echo "                  (TESTARGS=\"-m 'not slow'\" is passed on to pytest)"
+	@echo "make test         install with the development tools, then lint and run the tests"
+	@echo "                  (TESTARGS=tests/policy is passed on to pytest)"
+	@echo "make test-all     the same with every case of the large matrices of tests"
 	@echo "make test-faults  kill, stop and mislead some 200 runs, and count what is lost (20 minutes;"
 	@echo "                  PGPRUNE_DATA names the tests' data; FAULTARGS=\"--kills 5\" is passed on)"
 	@echo "make test-slurm   install and start a Slurm of one node (root, apt), preempt a run on it twice"
@@ -43,7 +47,11 @@ install: $(INSTALLED)
 
 test: lint
 	@echo "== pytest"
-	@$(VENV_PYTHON) -m pytest $(TESTARGS)
+	@$(VENV_PYTHON) -m pytest $(IN_PARALLEL) -m "not exhaustive" $(TESTARGS)
+
+test-all: lint
+	@echo "== pytest"
+	@$(VENV_PYTHON) -m pytest $(IN_PARALLEL) $(TESTARGS)
 
 test-slurm: $(INSTALLED_DEV)
 	@bash tests/cluster/one_node_slurm.sh install

@@ -16,6 +16,10 @@ import pytest
 _LOOPBACK_NAMES = {"", "localhost", "localhost.localdomain", "ip6-localhost"}
 
 
+# A worker has a core: threads of its own would only get in the others' way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Here and not in a hook: the conftest.py of a room that is named on the command line is read before
 # any hook is called, and what it imports reads the environment only then.
 CACHES = Path(tempfile.mkdtemp(prefix="pgprune-tests-"))
