@@ -1,9 +1,10 @@
-"""Checkpoints and plans that must not be used, made from those of a finished run."""
+"""Checkpoints and plans that must not be used, and metrics that a run must get by without."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,3 +173,37 @@ def spoiled(name: str, run_dir: Path, folder: Path) -> tuple[list[str], tuple[st
         given = f"--model.initialization.plan={copy}"
     damage.spoil(copy)
     return [given, *damage.options], damage.phrases
+
+
+def _rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def _lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], None]:
+    return _rewrite(lambda content: b"".join(change(content.splitlines(keepends=True))))
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "notes.txt").write_text("of a user\n")
+
+
+METRICS: dict[str, Callable[[Path], None]] = {
+    "empty": _rewrite(lambda content: b""),
+    "bytes that are no UTF-8": _rewrite(lambda content: content + b"\xff\xfe\xe9\n"),
+    "UTF-16": _rewrite(lambda content: content.decode().encode("utf-16")),
+    "random bytes": _rewrite(lambda content: random.Random(0).randbytes(len(content))),
+    "NULs at the end, as after a power cut": _rewrite(lambda content: content + bytes(4096)),
+    "a step that is no number": _lines(
+        lambda rows: [*rows, "²,".encode() + rows[-1].partition(b",")[2]]
+    ),
+    "no column `step`": _lines(lambda rows: [rows[0].replace(b"step", b"steps"), *rows[1:]]),
+    "no header": _lines(lambda rows: rows[1:]),
+    "a header in the middle": _lines(lambda rows: [*rows[:3], rows[0], *rows[3:]]),
+    "a field of a megabyte": _lines(lambda rows: [*rows, b"6," + b"1" * 2**20 + b"\n"]),
+    "half a row": _rewrite(lambda content: content[:-9]),
+    "a row too long": _lines(lambda rows: [*rows[:-1], rows[-1].rstrip() + b",1,2,3\n"]),
+    "a folder in its place": _make_folder,
+}
+"""How a run's `metrics.csv` is spoilt, whose checkpoint is whole."""

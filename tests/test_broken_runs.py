@@ -1,5 +1,6 @@
 """A run that cannot go on, or whose files are not what they were, says so and loses nothing."""
 
+import json
 import shutil
 from collections.abc import Callable
 from itertools import count
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.mask_losses import MaskLosses
+from pgprune_lightning.training.metrics_file import read_metrics
+from tests.damaged_files import METRICS
 from tests.tiny_commands import TinyCommand, refused
 
 
@@ -138,3 +141,20 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_policy(
     assert torch.equal(*(policy["policy.keep_probabilities"] for policy in policies))
     metrics = [(folder / "metrics.csv").read_text() for folder in (tiny_command.run_dir, whole)]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("name", ["a field of a megabyte", "bytes that are no UTF-8"])
+def test_damaged_metrics_do_not_stop_a_resume(
+    tiny_command: TinyCommand, finished: Path, name: str
+) -> None:
+    """The run ended after step 6; two steps more are taken."""
+    METRICS[name](finished / "metrics.csv")
+    damaged = (finished / "metrics.csv").read_bytes()
+    with pytest.warns(UserWarning, match=r"moved to metrics\.csv\.damaged-1") as said:
+        outcome = tiny_command("fit", "--resume=auto", "--trainer.max_steps=8")
+    assert outcome.status == 0, outcome.err
+    assert len([w for w in said if "damaged-1" in str(w.message)]) == 1
+    assert (finished / "metrics.csv.damaged-1").read_bytes() == damaged
+    steps = [row["step"] for row in read_metrics(finished / "metrics.csv").rows]
+    assert steps == ["6", "7", "8"]
+    assert json.loads((finished / "summary.json").read_text())["steps"] == 8

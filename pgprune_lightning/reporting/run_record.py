@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable
@@ -18,7 +16,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
 from pgprune_lightning.reporting.charts import Point
 from pgprune_lightning.training.loggers import WANDB_ID_FILE
-from pgprune_lightning.training.metrics_file import METRICS_FILE
+from pgprune_lightning.training.metrics_file import METRICS_FILE, read_metrics
 from pgprune_lightning.training.run_folder import RUN_FILES
 
 PLAN_NAMES = ("initial", "best", "last")
@@ -160,24 +158,23 @@ def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
 
 def _read_metrics(path: Path, missing: list[str]) -> dict[str, list[Point]]:
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
+        rows = read_metrics(path).rows
     except FileNotFoundError:
         missing.append(f"{METRICS_FILE} is missing: there are no curves.")
         return {}
-    except (OSError, ValueError, csv.Error) as error:
-        missing.append(f"{METRICS_FILE} cannot be read: {error}.")
+    except (OSError, UserError) as error:
+        missing.append(f"{METRICS_FILE} cannot be read, and there are no curves: {error}")
         return {}
     metrics: dict[str, list[Point]] = {}
     left_out = 0
     for row in rows:
-        step = _number(row.get("step"))
         for name, cell in row.items():
-            if step is None or not isinstance(name, str) or name == "step" or not cell:
+            if name == "step" or not cell:
                 continue
             value = _number(cell)
             left_out += value is None
             if value is not None:
-                metrics.setdefault(name, []).append((step, value))
+                metrics.setdefault(name, []).append((int(row["step"]), value))
     if left_out:
         missing.append(f"{left_out} values of {METRICS_FILE} are no finite numbers: not drawn.")
     if not metrics:
@@ -185,9 +182,9 @@ def _read_metrics(path: Path, missing: list[str]) -> dict[str, list[Point]]:
     return {name: sorted(points) for name, points in metrics.items()}
 
 
-def _number(text: object) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        value = float(str(text))
+        value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.training.checkpoint_file import read_checkpoint
-from pgprune_lightning.training.metrics_file import METRICS_FILE
+from pgprune_lightning.training.metrics_file import METRICS_FILE, read_metrics
 
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
@@ -65,8 +64,10 @@ def _took_steps(run_dir: Path) -> bool:
     """Whether there is more than the start of a run, before whose first step is a checkpoint."""
     if (run_dir / "summary.json").exists():
         return True
+    path = run_dir / METRICS_FILE
     try:
-        with (run_dir / METRICS_FILE).open(newline="") as file:
-            return any(row["step"] not in ("", "0", None) for row in csv.DictReader(file))
-    except (OSError, KeyError, ValueError):
+        return any(int(row["step"]) > 0 for row in read_metrics(path).rows)
+    except OSError:
         return False
+    except UserError:
+        return path.stat().st_size > 0  # damaged, and so of steps for all we know

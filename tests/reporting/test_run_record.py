@@ -5,6 +5,7 @@ import pytest
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.reporting.run_record import distinct_names, read_run
+from tests.damaged_files import METRICS
 from tests.reporting.conftest import WriteRun
 
 
@@ -58,6 +59,26 @@ def test_bytes_that_are_no_text_are_said(write_run: WriteRun) -> None:
     missing = read_run(folder, "run").missing
     for name in ("metrics.csv", "config.yaml", "summary.json"):
         assert any(name in said and "cannot be read" in said for said in missing)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_damaged_metrics_are_said_or_read(write_run: WriteRun, name: str) -> None:
+    folder = write_run()
+    METRICS[name](folder / "metrics.csv")
+    record = read_run(folder, "run")
+    if name in ("half a row", "NULs at the end, as after a power cut"):
+        assert record.metrics["train/loss"][:2] == [(1, 6.5), (100, 5.5)]
+    else:
+        assert record.metrics == {}
+        (said,) = (said for said in record.missing if "there are no curves" in said)
+        assert str(folder / "metrics.csv") in said
+
+
+def test_a_row_that_is_being_written_is_left_out(write_run: WriteRun) -> None:
+    folder = write_run()
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("400,,12")  # of 12.5
+    assert read_run(folder, "run").metrics["train/loss"] == [(1, 6.5), (100, 5.5), (200, 4.5)]
 
 
 def test_a_run_on_wandb_is_named(write_run: WriteRun) -> None:

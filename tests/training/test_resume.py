@@ -66,6 +66,15 @@ def test_a_run_stops_where_they_are_gone(tmp_path: Path, name: str) -> None:
         find_checkpoint("auto", tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"step,loss\n1," + b"1" * 2**18 + b"\n", b"\xff\xfe\0"])
+def test_a_run_whose_metrics_are_damaged_stops_where_they_are_gone(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        find_checkpoint("auto", tmp_path)
+
+
 @pytest.mark.parametrize("rows", ["", "step,loss\n", "step,loss\n0,1.5\n"])
 def test_what_was_killed_before_its_first_step_starts(tmp_path: Path, rows: str) -> None:
     (tmp_path / "metrics.csv").write_text(rows)
