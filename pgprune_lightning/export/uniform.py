@@ -5,6 +5,8 @@ Shapes: U units.
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from pgprune_lightning.export.stock import stock_config
 from pgprune_lightning.export.widths import LayerWidths
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import UnitKind
-from pgprune_lightning.policy.constraint import scope_costs
+from pgprune_lightning.policy.constraint import layer_indices, scope_costs
 
 
 class Uniform(ExportFormat):
@@ -56,8 +58,10 @@ class Uniform(ExportFormat):
 def uniform_mask(plan: PruningPlan, mask_U: Tensor, multiples: Multiples) -> Tensor:
     """Keep the best units of every layer, equally many of a kind.
 
-    How many, the mask says: the average of its layers, rounded down to a whole unit or multiple,
-    but not to none. Where kinds share one budget, channels take what the rounding left of it.
+    How many, the mask says: the average of the layers that its budget counts, rounded down to a
+    whole unit or multiple, but not to none. Where kinds share one budget, channels take what the
+    rounding left of it. Protected layers become as narrow as the others, with a warning: a plan
+    does not rank their units.
 
     Args:
         plan: The plan.
@@ -68,16 +72,11 @@ def uniform_mask(plan: PruningPlan, mask_U: Tensor, multiples: Multiples) -> Ten
         The mask, (U,), bool. It keeps no more than the one given, but for the one unit a layer.
 
     Raises:
-        UserError: The plan protects layers, or prunes one kind of sub-layer as a whole.
+        UserError: The plan prunes one kind of sub-layer as a whole.
     """
     kinds = set(plan.space.kinds)
     if kinds == {"layer"}:
         return mask_U
-    if plan.budget["protected_layers"]:
-        raise UserError(
-            f"export: uniform would cut layers {plan.budget['protected_layers']} too, which the "
-            "plan protects. Give --format hf or padded."
-        )
     if kinds == {"attention", "mlp"}:
         return _whole_layers(plan, mask_U)
     if kinds & {"attention", "mlp"}:
@@ -86,6 +85,7 @@ def uniform_mask(plan: PruningPlan, mask_U: Tensor, multiples: Multiples) -> Ten
             "a stock class has both sub-layers. Give --format hf or padded."
         )
     kept = _kept_a_layer(plan, mask_U, multiples)
+    _warn_of_protected_layers(plan, kept)
     uniform_U = torch.zeros_like(mask_U)
     ranked_U = ranking(plan)
     for group in plan.space.groups:
@@ -94,14 +94,39 @@ def uniform_mask(plan: PruningPlan, mask_U: Tensor, multiples: Multiples) -> Ten
     return uniform_U
 
 
+def _warn_of_protected_layers(plan: PruningPlan, kept: dict[UnitKind, int]) -> None:
+    protected = _protected_layers(plan)
+    cut = {
+        f"{kept[group.kind]} of {group.count} {group.kind}s"
+        for group in plan.space.groups
+        if group.layer in protected and kept[group.kind] < group.count
+    }
+    if cut:
+        warnings.warn(
+            f"export: uniform cuts the protected layers {', '.join(map(str, sorted(protected)))} "
+            f"as it does all others, to {' and '.join(sorted(cut))} each, because a stock class "
+            "has one width. The plan does not rank their units, so the first ones stay: measure "
+            "the result, or give --format hf or padded, which leave these layers whole.",
+            stacklevel=2,
+        )
+
+
+def _protected_layers(plan: PruningPlan) -> set[int]:
+    return layer_indices(plan.budget["protected_layers"], plan.space.num_layers)
+
+
 def _kept_a_layer(plan: PruningPlan, mask_U: Tensor, multiples: Multiples) -> dict[UnitKind, int]:
-    space = plan.space
+    space, scope = plan.space, plan.budget["scope"]
+    # Where each layer has a budget of its own, protected ones have none.
+    without = _protected_layers(plan) if scope == "per_layer" else set()
+    counted = [group for group in space.groups if group.layer not in without] or space.groups
     kept: dict[UnitKind, int] = {}
-    for kind, total in space.kept_by_kind(mask_U).items():
-        num_groups = sum(group.kind == kind for group in space.groups)
-        kept[kind] = _rounded(total / num_groups, multiples.get(kind, 1))
-    if plan.budget["scope"] in ("units", "parameters") and len(kept) == 2:
-        costs_U = scope_costs(space, plan.budget["scope"])
+    for kind in space.kinds:
+        groups = [group for group in counted if group.kind == kind]
+        total = sum(int(mask_U[group.start : group.end].sum()) for group in groups)
+        kept[kind] = _rounded(total / len(groups), multiples.get(kind, 1))
+    if scope in ("units", "parameters") and len(kept) == 2:
+        costs_U = scope_costs(space, scope)
         left = float(costs_U @ mask_U.double())
         cost_of_each = {group.kind: 0.0 for group in space.groups}
         for group in space.groups:
@@ -124,6 +149,7 @@ def _whole_layers(plan: PruningPlan, mask_U: Tensor) -> Tensor:
     sums = torch.zeros(space.num_layers, dtype=torch.float64)
     for group in space.groups:
         sums[group.layer] += ranked_U[group.start]
+    sums[list(_protected_layers(plan))] = math.inf
     stays = torch.zeros(space.num_layers, dtype=torch.bool)
     stays[sums.argsort(descending=True, stable=True)[:num_layers]] = True
     uniform_U = torch.zeros_like(mask_U)

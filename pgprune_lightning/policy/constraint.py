@@ -69,7 +69,7 @@ def build_constraints(
 ) -> tuple[Constraint, ...]:
     """Make the constraints of a feasible set; see `FeasibleSet` for the arguments and errors."""
     _check_ranges(keep_ratio, lower, upper)
-    protected = _layer_indices(protected_layers, space.num_layers)
+    protected = layer_indices(protected_layers, space.num_layers)
     costs_U = scope_costs(space, scope)
     constraints = []
     for name, groups in _spans(space, scope):
@@ -116,7 +116,12 @@ def _check_ranges(keep_ratio: float, lower: float, upper: float) -> None:
         )
 
 
-def _layer_indices(layers: Sequence[int], num_layers: int) -> set[int]:
+def layer_indices(layers: Sequence[int], num_layers: int) -> set[int]:
+    """The indices of layers, of which negative ones count from the end.
+
+    Raises:
+        UserError: If there is no such layer.
+    """
     for layer in layers:
         if not -num_layers <= layer < num_layers:
             raise UserError(

@@ -102,16 +102,45 @@ def test_pairs_of_sub_layers_become_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "budget", "message"),
-    [
-        (BOTH, {"protected_layers": [0]}, r"would cut layers \[0\] too, which the plan protects"),
-        (["attention"], {}, "the plan drops attention as a whole"),
-    ],
+    ("scope", "keep_ratio"),
+    [("per_kind", 0.8), ("per_layer", 0.5), ("units", 0.8), ("parameters", 0.8)],
 )
-def test_what_equal_widths_cannot_be(kinds: Any, budget: dict[str, Any], message: str) -> None:
-    space = mask_space_of(make_tiny_model("llama_gqa"), kinds)
-    plan = make_plan(space, torch.ones(space.num_units, dtype=torch.bool), **budget)
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("protected", [[0], [-3, -1]])
+def test_protected_layers_are_cut_as_the_others_within_the_budget(
+    scope: Any, keep_ratio: float, protected: list[int], tmp_path: Path
+) -> None:
+    model = make_tiny_model("llama_mha")
+    space = mask_space_of(model, BOTH)
+    plan = make_plan(space, keep_ratio=keep_ratio, scope=scope, protected_layers=protected)
+    named = "0" if protected == [0] else "0, 2"
+    with pytest.warns(UserWarning, match=f"uniform cuts the protected layers {named} as it does"):
+        mask_U = FORMATS["uniform"].choose_mask(plan, plan.mask_U, {})
+    assert are_equal(layer_widths(model.config, space, mask_U))
+    costs_U = scope_costs(space, scope)
+    assert float(costs_U @ mask_U.double()) <= keep_ratio * float(costs_U.sum())
+    if scope == "per_layer":  # what each of the layers that are not protected keeps
+        assert space.kept_by_kind(mask_U) == {"kv_group": 3 * 2, "mlp_channel": 3 * 12}
+    pruned = prune(model, space, mask_U)
+    FORMATS["uniform"].write(pruned, tmp_path, OPTIONS)
+    check = check_export(pruned, FORMATS["uniform"], tmp_path, OPTIONS)
+    assert check.reloaded is not None
+    assert check.reloaded < 1e-4
+
+
+def test_protected_pairs_of_sub_layers_stay() -> None:
+    """A whole layer can stay as it is, however little the plan's probabilities say for it."""
+    space = mask_space_of(make_tiny_model("llama_gqa"), ["attention", "mlp"])
+    plan = make_plan(space, torch.tensor([True] * 4 + [False] * 2), protected_layers=[1])
+    plan.keep_probabilities_U[2:4] = 0
+    pairs = uniform_mask(plan, plan.mask_U, {}).reshape(3, 2)
+    assert pairs[1].all()
+    assert int(pairs.sum()) == 4
+
+
+def test_a_kind_of_sub_layer_alone_cannot_be_of_equal_widths() -> None:
+    space = mask_space_of(make_tiny_model("llama_gqa"), ["attention"])
+    plan = make_plan(space, torch.ones(space.num_units, dtype=torch.bool))
+    with pytest.raises(UserError, match="the plan drops attention as a whole"):
         uniform_mask(plan, plan.mask_U, {})
 
 
