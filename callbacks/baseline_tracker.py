@@ -39,7 +39,6 @@ class BaselineTracker(Callback):
         del batch, batch_idx
         if not is_logging_step(trainer):
             return
-        pl_module.finish_last_step()
         losses_S: Tensor = outputs["losses"]
         loss, baseline = float(losses_S.mean()), float(outputs["baseline"])
         probabilities_U = pl_module.policy.keep_probabilities.detach()

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from callbacks.run_checkpoint import RunCheckpoint
-from pgprune_lightning.policy import host_reads
 from pgprune_lightning.stop_signals import STATUS_OF
 
 
@@ -20,10 +19,8 @@ class Preemption(Checkpoint):
     """Answers SIGTERM and SIGUSR1 with exit status 75, and Ctrl-C with 130.
 
     The signal sets a flag; after the step that is being taken all ranks agree, save a checkpoint
-    and end, even if only one of them got the signal. Several ranks on accelerators agree while the
-    next step is taken, so that none waits, and end after that one. Further signals are ignored.
-    Before the first step and after the last one the run ends at once: what it has saved is enough
-    to go on.
+    and end, even if only one of them got the signal. Further signals are ignored. Before the first
+    step and after the last one the run ends at once: what it has saved is enough to go on.
 
     It is a `Checkpoint` because Lightning calls those after all other callbacks: what is saved
     holds what they did in the step.
@@ -32,8 +29,6 @@ class Preemption(Checkpoint):
     def __init__(self) -> None:
         self._status = 0
         self._takes_steps = False
-        self._agreed: host_reads.HostCopy | None = None
-        """What all ranks knew after the last step, on its way to the host."""
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the handlers from Lightning, whose own wait for other ranks."""
@@ -94,21 +89,10 @@ class Preemption(Checkpoint):
         os.write(2, f"\n{name}: the run stops after this step.\n".encode())
 
     def _status_of_all_ranks(self, trainer: Trainer) -> int:
-        device = trainer.strategy.root_device
-        # Not the strategy's reduce, before which the host waits for all that has been launched.
-        status = torch.full((), self._status, device=device)
+        # Not the strategy's reduce, before which all ranks wait at a barrier.
+        status = torch.full((), self._status, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(status, torch.distributed.ReduceOp.MAX)
-        before, self._agreed = self._agreed, host_reads.HostCopy(status)
-        if host_reads.reading_is_free(device) or _waits_anyway(trainer):
-            return self._agreed.read()
-        return before.read() if before is not None else 0
-
-
-def _waits_anyway(trainer: Trainer) -> bool:
-    """Whether no step follows, or a validation comes before it."""
-    step, validation = trainer.global_step, trainer.val_check_batch
-    is_last = step == trainer.max_steps or trainer.should_stop
-    return is_last or (validation is not None and step % validation == 0)
+        return int(status)
 
 
 def _let_children_end(trainer: Trainer) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.metrics_file import MetricsFile
 from pgprune_lightning.training.resume import CHECKPOINTS, LAST
 
@@ -21,7 +20,7 @@ class RunCheckpoint(Checkpoint):
     A checkpoint is of the moment after a step and before the validation that may follow, which is
     then repeated. The first is saved before the first step, so that a run never measures its start
     twice, and the last one after the report, so that a run is resumed until it has one. At an error
-    the run of one process saves too, unless the error came in the midst of an update.
+    the run of one process saves too: a step that breaks off leaves all as it was.
 
     Args:
         run_dir: The run's folder.
@@ -99,17 +98,13 @@ class RunCheckpoint(Checkpoint):
         del pl_module
         self.save(trainer)
 
-    def on_exception(
-        self,
-        trainer: Trainer,
-        pl_module: PolicyGradientPruning,  # type: ignore[override]
-        exception: BaseException,
-    ) -> None:
-        """Save where a run of one process breaks off, if its state is that of a whole step."""
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Save where a run of one process breaks off."""
+        del pl_module
         is_error = isinstance(exception, Exception)
         is_new = 0 <= self._saved_step < trainer.global_step != trainer.max_steps
         # Of many ranks the others may be waiting elsewhere.
-        if is_error and is_new and pl_module.is_between_updates and trainer.world_size == 1:
+        if is_error and is_new and trainer.world_size == 1:
             self.save(trainer)
 
     # What it adds to what Lightning and the module save.

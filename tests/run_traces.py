@@ -30,13 +30,13 @@ def recorded_steps(path: Path) -> Iterator[None]:
     from pgprune_lightning.training import PolicyGradientPruning
     from pgprune_lightning.training.mask_judging import MaskJudging
 
-    training_step, draw = PolicyGradientPruning.training_step, MaskJudging.samples
+    training_step, read = PolicyGradientPruning.training_step, MaskJudging.evaluate
     masks: list[str] = []
 
-    def samples(self: MaskJudging, *arguments: Any) -> Any:
-        drawn = draw(self, *arguments)
-        masks[:] = [_hash(drawn.masks_SU)]
-        return drawn
+    def evaluate(self: MaskJudging, *arguments: Any, **options: Any) -> Any:
+        samples = read(self, *arguments, **options)
+        masks[:] = [_hash(samples.masks_SU)]
+        return samples
 
     def step(self: PolicyGradientPruning, batch: Tensor, batch_idx: int) -> Any:
         number = self.global_step
@@ -55,7 +55,7 @@ def recorded_steps(path: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyGradientPruning, "training_step", step)
-        patch.setattr(MaskJudging, "samples", samples)
+        patch.setattr(MaskJudging, "evaluate", evaluate)
         yield
 
 

@@ -6,9 +6,7 @@ Shapes: S mask samples, F metrics, U units, B sequences, T tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +16,6 @@ from pgprune_lightning.benchmark.workload import Workload
 from pgprune_lightning.policy import FeasibleSet, MaskSamples, MaskSpace, mask_generator
 from pgprune_lightning.training.execution_choice import ExecutionChoice
 from pgprune_lightning.training.mask_losses import MaskLosses
-from pgprune_lightning.training.whole_step import WholeSteps
 
 SEED = 0
 """Of the masks."""
@@ -65,65 +62,45 @@ class PruningStep:
         self._estimator.to(self._device).prepare(space, self._probabilities_U)
         settle = partial(self.policy.after_step, feasible_set, 0)
         self._update = learning.update(self.policy, workload.lr, settle, learning.lr_rule)
-        self._steps = WholeSteps()
 
     def __call__(self, step: int) -> Tensor:
         """Take a step; return the losses, (S,) float64, in nats per token."""
-        samples = self._samples(step)
-        if not self._steps.last_stands():
-            samples = self._samples(step)
+        samples = self._judging.evaluate(
+            self._losses,
+            self._batch_BT,
+            self.sample(step),
+            self._probabilities_U,
+            with_dense=self._estimator.needs_dense_losses,
+        )
         self._learn(samples)
         return samples.losses_S
 
     def sample(self, step: int) -> Tensor:
         """The masks of a step, (S, U) bool."""
         generator = mask_generator(SEED, step, 0, self._device)
-        num_masks = self._num_texts * self._judging.num_mask_samples
+        num_masks = self._judging.num_masks(self._batch_BT)
         return self._estimator.draw(self._probabilities_U, num_masks, generator)
 
     def update(self, losses_S: Tensor, masks_SU: Tensor) -> None:
         """Estimate the gradient, step and project, as if the dense losses were the same."""
-        self._steps.last_stands()
         self._learn(
             MaskSamples(
                 masks_SU,
                 losses_S,
                 self._probabilities_U,
-                num_texts=self._num_texts,
+                num_texts=self._judging.num_texts(self._batch_BT),
                 dense_losses_S=losses_S if self._estimator.needs_dense_losses else None,
             )
         )
 
-    def _samples(self, step: int) -> MaskSamples:
-        return self._judging.samples(
-            self._losses,
-            self._batch_BT,
-            self._probabilities_U,
-            self._estimator,
-            mask_generator(SEED, step, 0, self._device),
-        )
-
     def _learn(self, samples: MaskSamples) -> None:
-        self._steps.take(
-            samples.losses_S,
-            0,
-            self._estimator,
-            estimate=partial(self._estimator.estimate, samples),
-            move=self._move,
-            update=self._update,
-        )
-
-    def _move(self, gradient: Tensor, step: Callable[[], Any]) -> None:
+        gradient = self._estimator.estimate(samples)
         self.policy.assign_gradient(gradient, self._feasible_set, 0)
-        step()
+        self._update.step()
 
     @property
     def _probabilities_U(self) -> Tensor:  # noqa: N802 - the suffix is the shape
         return self.policy.keep_probabilities.detach()
-
-    @property
-    def _num_texts(self) -> int:
-        return 1 if self._judging.masks_per == "batch" else len(self._batch_BT)
 
     def _take_any_features(self, space: MaskSpace) -> None:
         """Random metrics, where the policy is made of some: no two units rank alike."""

@@ -23,6 +23,7 @@ from pgprune_lightning.policy.policies import (
     StructuredLogits,
 )
 from pgprune_lightning.policy.projection import project_onto_budget
+from pgprune_lightning.policy.snapshot import snapshot
 from pgprune_lightning.policy.updates import (
     Adam,
     NaturalGradient,
@@ -64,5 +65,6 @@ __all__ = [
     "mask_generator",
     "project_onto_budget",
     "score",
+    "snapshot",
     "unit_multiples",
 ]

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import host_reads
 from pgprune_lightning.policy.constraint import (
     BudgetScope,
     Constraint,
     build_constraints,
     scope_costs,
 )
-from pgprune_lightning.policy.fitting import fitting, most_probable, most_probable_of_each
+from pgprune_lightning.policy.fitting import fitting, most_probable
 from pgprune_lightning.policy.layer_bounds import (
     ANY_RATIO,
     forced_and_allowed,
     project_within_groups,
 )
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
-from pgprune_lightning.policy.projection import project_onto_budget, try_projection
+from pgprune_lightning.policy.projection import project_onto_budget
 from pgprune_lightning.policy.whole_blocks import BlockedGroup, blocked_groups, kept_blocks
 
 __all__ = ["BudgetScope", "Constraint", "FeasibleSet"]
@@ -102,15 +101,8 @@ class FeasibleSet:
         """
         assert z_U.shape == (self._space.num_units,), z_U.shape
         s_U = torch.ones_like(z_U)
-        verdicts = []
         for constraint in self.constraints_on(z_U.device):
-            s_N, is_exact = self._tried(z_U.index_select(0, constraint.units), constraint)
-            s_U.index_copy_(0, constraint.units, s_N)
-            verdicts += is_exact
-        if not host_reads.all_hold(verdicts):
-            for constraint in self.constraints_on(z_U.device):
-                s_N = self._projected(z_U.index_select(0, constraint.units), constraint)
-                s_U.index_copy_(0, constraint.units, s_N)
+            s_U[constraint.units] = self._projected(z_U[constraint.units], constraint)
         return s_U
 
     def constraints_on(self, device: torch.device) -> tuple[Constraint, ...]:
@@ -121,16 +113,6 @@ class FeasibleSet:
                 for part in self.constraints
             )
         return self._constraints_on[device]
-
-    def _tried(self, z_N: Tensor, constraint: Constraint) -> tuple[Tensor, list[Tensor]]:
-        """A projection, and whether it is one, where only that has to be read."""
-        if constraint.groups:
-            return self._projected(z_N, constraint), []
-        lower, upper, limit = constraint.lower, constraint.upper, constraint.limit
-        s_N, is_exact = try_projection(
-            z_N.double(), limit, constraint.costs, lower, upper, fill=self._fill
-        )
-        return s_N.to(z_N), [is_exact]
 
     def _projected(self, z_N: Tensor, constraint: Constraint) -> Tensor:
         lower, upper = constraint.lower, constraint.upper
@@ -171,24 +153,13 @@ class FeasibleSet:
         return self.deterministic_masks(s_U[None])[0]
 
     def deterministic_masks(self, s_SU: Tensor) -> Tensor:
-        """Do for each row, (S, U), what `deterministic_mask` does.
-
-        On an accelerator all rows are ranked at once, and the host reads nothing, unless there are
-        layer bounds or multiples.
-        """
+        """Do for each row, (S, U), what `deterministic_mask` does."""
         assert s_SU.shape == (len(s_SU), self._space.num_units), s_SU.shape
         masks_SU = torch.ones_like(s_SU, dtype=torch.bool)
-        for on_host, constraint, blocks in zip(
-            self.constraints, self.constraints_on(s_SU.device), self._blocks, strict=True
-        ):
-            s_SN = s_SU.index_select(1, constraint.units)
-            if blocks or constraint.groups or host_reads.reading_is_free(s_SU.device):
-                kept_SN = torch.stack([_kept(s_N, constraint, blocks) for s_N in s_SN])
-            else:
-                kept_SN = most_probable_of_each(
-                    s_SN, constraint.costs, constraint.limit, on_host.different_costs
-                )
-            masks_SU.index_copy_(1, constraint.units, kept_SN)
+        constraints = self.constraints_on(s_SU.device)
+        for constraint, blocks in zip(constraints, self._blocks, strict=True):
+            for s_U, mask_U in zip(s_SU, masks_SU, strict=True):
+                mask_U[constraint.units] = _kept(s_U[constraint.units], constraint, blocks)
         return masks_SU
 
     def contains(self, s_U: Tensor, tolerance: float = 1e-9) -> bool:

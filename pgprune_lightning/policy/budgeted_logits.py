@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import host_reads
 from pgprune_lightning.policy.budget import FeasibleSet
 
 _TOLERANCE = 1e-14  # of the kept cost, as a share of the whole one
 _MOST_ROUNDS = 200  # of bisection alone they would be enough
-_ROUNDS_UNREAD = 16  # enough for all but logits of very different magnitude
-_MET = 1e-12  # of the whole cost
 _MARGIN = 1e-3  # how near a bound, as a share of the way between them, a unit at a bound starts
 
 
@@ -52,67 +49,41 @@ def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tens
     Raises:
         UserError: A logit is not finite.
     """
-    if host_reads.reading_is_free(logits_U.device):
-        _check_finite(logits_U)
-        return _on_budget(logits_U, feasible_set, _MOST_ROUNDS)[0]
-    s_U, verdicts = _on_budget(logits_U, feasible_set, _ROUNDS_UNREAD)
-    if not host_reads.all_hold(verdicts):
-        _check_finite(logits_U)
-        s_U, _ = _on_budget(logits_U, feasible_set, _MOST_ROUNDS)
-    return s_U
-
-
-def _check_finite(logits_U: Tensor) -> None:
     if not bool(logits_U.isfinite().all()):
         raise UserError(
             f"{int((~logits_U.isfinite()).sum())} of {len(logits_U)} logits are not finite. "
             "Lower the step size, or look for a loss that is not finite."
         )
-
-
-def _on_budget(
-    logits_U: Tensor, feasible_set: FeasibleSet, rounds: int
-) -> tuple[Tensor, list[Tensor]]:
-    """The keep-probabilities, (U,) float64, and whether each budget is met, () bool."""
-    s_U, verdicts = torch.ones_like(logits_U), []
-    on_device = feasible_set.constraints_on(logits_U.device)
-    for on_host, constraint in zip(feasible_set.constraints, on_device, strict=True):
-        span, total = constraint.upper - constraint.lower, on_host.total_cost
+    s_U = torch.ones_like(logits_U)
+    for constraint in feasible_set.constraints_on(logits_U.device):
+        span, total = constraint.upper - constraint.lower, constraint.total_cost
         share = (constraint.limit / total - constraint.lower) / span
-        x_N, weights_N = logits_U.index_select(0, constraint.units), constraint.costs / total
-        sigmoid_N, is_met = _sigmoids_with_mean(x_N, weights_N, share, rounds)
-        s_U.index_copy_(0, constraint.units, constraint.lower + span * sigmoid_N)
-        verdicts.append(is_met)
-    return s_U, verdicts
+        weights_N = constraint.costs / total
+        sigmoid_N = _sigmoids_with_mean(logits_U[constraint.units], weights_N, share)
+        s_U[constraint.units] = constraint.lower + span * sigmoid_N
+    return s_U
 
 
-def _sigmoids_with_mean(
-    x_N: Tensor, weights_N: Tensor, mean: float, rounds: int
-) -> tuple[Tensor, Tensor]:
-    """Find sigmoid(x + b) whose weighted mean is given; Newton within a bracket.
-
-    Also whether they have that mean, which the host reads on the way only where that costs nothing.
-    """
+def _sigmoids_with_mean(x_N: Tensor, weights_N: Tensor, mean: float) -> Tensor:
+    """Find sigmoid(x + b) whose weighted mean is given; Newton within a bracket."""
     if not _TOLERANCE < mean < 1 - _TOLERANCE:
-        return torch.full_like(x_N, float(mean > 0.5)), x_N.isfinite().all()
+        return torch.full_like(x_N, float(mean > 0.5))
     # At its ends every sigmoid is on one side of the mean.
     level = math.log(mean) - math.log1p(-mean)
     low, high = level - x_N.max(), level - x_N.min()
     shift = (low + high) / 2
     sigmoid_N = (x_N + shift).sigmoid()
-    for _ in range(rounds):
+    for _ in range(_MOST_ROUNDS):
         excess, slope = weights_N @ sigmoid_N - mean, weights_N @ (sigmoid_N * (1 - sigmoid_N))
-        is_done = excess.abs() <= _TOLERANCE
-        low, high = torch.where(excess > 0, low, shift), torch.where(excess > 0, shift, high)
-        newton = shift - excess / slope  # not finite where no unit moves any more
-        is_inside = (newton > low) & (newton < high)
-        moved = torch.where(is_inside, newton, (low + high) / 2)
-        is_over = is_done | (moved <= low) | (moved >= high)
-        shift = torch.where(is_done, shift, moved)
-        sigmoid_N = (x_N + shift).sigmoid()
-        if host_reads.reading_is_free(x_N.device) and bool(is_over):
+        if abs(float(excess)) <= _TOLERANCE:
             break
-    return sigmoid_N, (weights_N @ sigmoid_N - mean).abs() <= _MET
+        low, high = (low, shift) if excess > 0 else (shift, high)
+        newton = shift - excess / slope  # not finite where no unit moves any more
+        shift = newton if low < newton < high else (low + high) / 2
+        sigmoid_N = (x_N + shift).sigmoid()
+        if not low < shift < high:
+            break
+    return sigmoid_N
 
 
 def logits_of(probabilities_U: Tensor, feasible_set: FeasibleSet) -> Tensor:

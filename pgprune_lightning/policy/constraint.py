@@ -52,11 +52,6 @@ class Constraint:
         """Cost of all its units."""
         return float(self.costs.sum())
 
-    @cached_property
-    def different_costs(self) -> int:
-        """How many different costs the units have."""
-        return len(self.costs.unique())
-
 
 def build_constraints(
     space: MaskSpace,

@@ -1,6 +1,6 @@
 """The most probable units that a budget holds.
 
-Shapes: N units, S rankings of them.
+Shapes: N units.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ def most_probable(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
     """Go down from the most probable unit, and keep every one that still fits.
 
     Equal probabilities rank by index. Of many units only those near the one that fits no more are
-    sorted. The host reads sums on the way, which on an accelerator takes longer than
-    `most_probable_of_each`.
+    sorted.
 
     Args:
         s_N: What ranks the units, (N,).
@@ -77,34 +76,6 @@ def fitting(costs_N: Tensor, limit: float) -> Tensor:
         candidates = candidates[run:]
         candidates = candidates[costs_N[candidates] <= left]
     return kept_N
-
-
-def most_probable_of_each(
-    s_SN: Tensor, costs_N: Tensor, limit: float, different_costs: int
-) -> Tensor:
-    """Do for each row what `most_probable` does, by operations whose results the host never reads.
-
-    Args:
-        s_SN: What ranks the units, (S, N).
-        costs_N: Their costs, (N,) float64, positive, whole numbers: sums of them are exact.
-        limit: Cost of all that are kept, at most.
-        different_costs: How many there are.
-
-    Returns:
-        Which units are kept, (S, N) bool.
-    """
-    ranked_SN = s_SN.argsort(dim=1, descending=True, stable=True)
-    costs_SN = costs_N[ranked_SN]
-    kept_SN = torch.zeros_like(ranked_SN, dtype=torch.bool)
-    open_SN = torch.ones_like(kept_SN)
-    left_S1 = costs_SN.new_full((len(s_SN), 1), limit)
-    for _ in range(different_costs):  # the rounds of `fitting`, each over all units
-        spent_SN = (costs_SN * open_SN).cumsum(dim=1)
-        run_SN = open_SN & (spent_SN <= left_S1)
-        kept_SN |= run_SN
-        left_S1 = left_S1 - (costs_SN * run_SN).sum(dim=1, keepdim=True)
-        open_SN &= ~run_SN & (costs_SN <= left_S1)
-    return torch.zeros_like(kept_SN).scatter_(1, ranked_SN, kept_SN)
 
 
 def _bracket(s_N: Tensor, costs_N: Tensor, limit: float) -> tuple[float, float]:

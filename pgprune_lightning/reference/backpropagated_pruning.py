@@ -20,7 +20,7 @@ from pgprune_lightning.reference.gate_draw import GateDraw
 from pgprune_lightning.reference.logit_gradient import logit_gradient
 from pgprune_lightning.reference.straight_through import StraightThrough
 from pgprune_lightning.training import PolicyGradientPruning
-from pgprune_lightning.training.whole_step import check_losses
+from pgprune_lightning.training.mask_judging import check_losses
 
 _LEAST_DISTANCE = 1e-12  # of a probability from 0 and 1, so that its logit is finite
 

@@ -1,15 +1,15 @@
-"""Masks of a training step and their losses: drawn, judged by texts, ready for an estimator.
+"""The masks of a training step, judged by texts, ready for an estimator.
 
-Shapes: S mask samples, U units, B sequences, T tokens.
+Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tokens.
 """
 
 # No `from __future__ import annotations`: the command line reads these types.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import GradientEstimator, MaskSamples
 from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.mask_losses import Judge, MaskLosses
@@ -50,37 +50,41 @@ class MaskJudging:
             num_texts = 2 if batch_size is None else batch_size  # the benefit of the doubt
         estimator.check_mask_samples(self.num_mask_samples, num_texts)
 
-    def samples(
+    def num_texts(self, batch_BT: Tensor) -> int:
+        """How many texts a batch, (B, T), is: each is read by masks of its own."""
+        return 1 if self.masks_per == "batch" else len(batch_BT)
+
+    def num_masks(self, batch_BT: Tensor) -> int:
+        """How many masks a batch, (B, T), judges (S)."""
+        return self.num_texts(batch_BT) * self.num_mask_samples
+
+    def evaluate(
         self,
         environment: LossReader,
         batch_BT: Tensor,
+        masks_SU: Tensor,
         keep_probabilities_U: Tensor,
-        estimator: GradientEstimator,
-        generator: torch.Generator,
+        *,
+        with_dense: bool,
     ) -> MaskSamples:
-        """Draw masks as the estimator asks, and judge them.
+        """Read the losses of masks.
 
         Args:
             environment: The model.
             batch_BT: Token ids, (B, T), int64.
-            keep_probabilities_U: The probabilities, (U,) float64.
-            estimator: Draws the masks, and says whether the dense model's losses are needed.
-            generator: Source of the randomness, on the device of the probabilities.
+            masks_SU: The masks, (S, U) bool, `num_masks` of them.
+            keep_probabilities_U: The probabilities that they were drawn from, (U,) float64.
+            with_dense: Also read the dense model's losses.
 
         Returns:
             The samples of this rank.
         """
-        num_texts = 1 if self.masks_per == "batch" else len(batch_BT)
-        num_masks = num_texts * self.num_mask_samples
-        masks_SU = estimator.draw(keep_probabilities_U, num_masks, generator)
         return MaskSamples(
             masks_SU=masks_SU,
             losses_S=self._losses(environment, batch_BT, masks_SU),
             keep_probabilities_U=keep_probabilities_U,
-            num_texts=num_texts,
-            dense_losses_S=(
-                self._dense_losses(environment, batch_BT) if estimator.needs_dense_losses else None
-            ),
+            num_texts=self.num_texts(batch_BT),
+            dense_losses_S=self._dense_losses(environment, batch_BT) if with_dense else None,
         )
 
     def _losses(self, environment: LossReader, batch_BT: Tensor, masks_SU: Tensor) -> Tensor:
@@ -95,3 +99,23 @@ class MaskJudging:
         if self.masks_per == "batch":
             return losses_BT.mean().expand(self.num_mask_samples)
         return losses_BT.mean(dim=1).repeat_interleave(self.num_mask_samples)
+
+
+def check_losses(losses_R: Tensor, step: int) -> None:
+    """Refuse losses that are not finite.
+
+    Args:
+        losses_R: Loss of each mask, (R,), in nats per token.
+        step: Number of steps taken before.
+
+    Raises:
+        UserError: One is not.
+    """
+    if bool(losses_R.isfinite().all()):
+        return
+    sample = int((~losses_R.isfinite()).nonzero()[0])
+    raise UserError(
+        f"The loss of mask sample {sample} in step {step} is {float(losses_R[sample])}; the policy "
+        "stays as it was before this step. Try model.dtype float32, a higher model.keep_ratio, or "
+        "look for broken weights; --resume auto goes on from the last checkpoint."
+    )

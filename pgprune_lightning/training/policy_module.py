@@ -57,14 +57,6 @@ class PolicyModule(LightningModule):
         """What the policy must lie in at this step, known after `setup`."""
         return self.budgets.at(self.global_step).feasible_set
 
-    def finish_last_step(self) -> bool:
-        """See to it that the policy is what it seems, before anything is made of it.
-
-        Returns:
-            Whether it has stayed as it was.
-        """
-        return True
-
     # Masks, measured on validation and test texts.
 
     def current_mask(self) -> Tensor:
@@ -72,7 +64,6 @@ class PolicyModule(LightningModule):
 
         Which budget that is, `BudgetSchedule.measured_at` says.
         """
-        self.finish_last_step()
         feasible_set = self.budgets.measured_at(self.global_step).feasible_set
         return feasible_set.deterministic_mask(self.policy.ranking)
 
@@ -102,7 +93,6 @@ class PolicyModule(LightningModule):
 
     def current_plan(self) -> PruningPlan:
         """The pruning plan of the policy as it is now, not validated."""
-        self.finish_last_step()
         keep_ratio = self.budgets.measured_at(self.global_step).keep_ratio
         return PruningPlan(
             base_model=self.environment.base_model,
@@ -123,12 +113,6 @@ class PolicyModule(LightningModule):
             "protected_layers": list(self.protected_layers),
             "layer_keep_ratios": list(self.layer_keep_ratios),
         } | {name: number for name, number in blocks.items() if number != 1}
-
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The state, as `torch.nn.Module.state_dict` gives it, after a step that stands."""
-        self.finish_last_step()
-        state: dict[str, Any] = super().state_dict(*args, **options)
-        return state
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tie the checkpoint to the model it was learned on."""

@@ -5,8 +5,6 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +21,6 @@ from pgprune_lightning.policy import (
     FreeProbabilities,
     GradientEstimator,
     MaskPolicy,
-    MaskSamples,
     MovingAverageBaseline,
     PolicyUpdate,
     ProjectedSGD,
@@ -31,6 +28,7 @@ from pgprune_lightning.policy import (
     UnitKind,
     UpdateFactory,
     mask_generator,
+    snapshot,
     unit_multiples,
 )
 from pgprune_lightning.training.arguments import (
@@ -42,11 +40,10 @@ from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressi
 from pgprune_lightning.training.checkpoint_file import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.execution_choice import ExecutionName
-from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
+from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer, check_losses
 from pgprune_lightning.training.mask_losses import Judge
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
-from pgprune_lightning.training.whole_step import WholeSteps
 
 
 class PolicyGradientPruning(PolicyModule):
@@ -196,9 +193,6 @@ class PolicyGradientPruning(PolicyModule):
         self.execution = execution
         self.shard = shard
         self.seed = seed
-        self.is_between_updates = True
-        self._step_in_hand = 0
-        self._steps = WholeSteps()
 
     # The environment and the first policy.
 
@@ -290,11 +284,12 @@ class PolicyGradientPruning(PolicyModule):
 
     def _settle(self) -> None:
         # Onto the budget of the step that comes.
-        step = self._step_in_hand + 1
+        step = self.global_step + 1
         self.policy.after_step(self.budgets.at(step).feasible_set, step)
 
+    @torch.no_grad()
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Draw masks, read their losses, estimate the gradient, step and project.
+        """Draw masks, evaluate them, estimate the gradient, apply it, project (Algorithm 1).
 
         Args:
             batch: Token ids, (B, T), int64.
@@ -303,68 +298,44 @@ class PolicyGradientPruning(PolicyModule):
         Returns:
             What callbacks may look at: `losses` (S,), nats per token; `baseline`, nats per token,
             as it was subtracted; `gradient_norm`, of the probabilities, times `lr_factors`.
+
+        Raises:
+            UserError: A loss or the gradient is not finite; policy, update and estimator are as
+                they were before the step.
         """
         del batch_idx
-        samples = self._samples(batch)
-        # The host looks at the last step only now, while an accelerator is at work on this one.
-        if not self.finish_last_step():
-            samples = self._samples(batch)
-        self.is_between_updates = False
-        optimizer: Any = self.optimizers()
+        step, policy, estimator = self.global_step, self.policy, self.estimator
+        # Draw.
+        probabilities_U = policy.keep_probabilities.detach()
+        generator = mask_generator(self.seed, step, self.global_rank, self.device)
+        masks_SU = estimator.draw(probabilities_U, self.judging.num_masks(batch), generator)
+        # Evaluate.
+        samples = self.judging.evaluate(
+            self.environment,
+            batch,
+            masks_SU,
+            probabilities_U,
+            with_dense=estimator.needs_dense_losses,
+        ).among_ranks(self._rows_of_all_ranks)
+        check_losses(samples.losses_R, step)
+        # Estimate.
+        undo = snapshot(estimator)
         try:
-            gradient = self._steps.take(
-                samples.losses_R,
-                self.global_step,
-                self.estimator,
-                estimate=lambda: self._mean_over_ranks(self.estimator.estimate(samples)),
-                move=partial(self._move, self.global_step),
-                update=optimizer.optimizer,
-                step=optimizer.step,
-            )
-        except UserError:
-            self.is_between_updates = True  # the step has been undone
+            gradient = self._mean_over_ranks(estimator.estimate(samples))
+            # Apply and project: the update ends on the budget, or changes nothing.
+            policy.assign_gradient(gradient, self.feasible_set, step)
+            self.optimizers().step()  # type: ignore[union-attr]
+        except Exception:
+            undo()
             raise
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
-        self.is_between_updates = True
         return {
             "losses": samples.losses_S,
-            "baseline": self.estimator.used_baseline.clone(),
-            "gradient_norm": self.policy.gradient_norm(gradient),
+            "baseline": estimator.used_baseline.clone(),
+            "gradient_norm": policy.gradient_norm(gradient),
         }
-
-    def finish_last_step(self) -> bool:
-        """See to it that the last step stands, before anything is made of the policy.
-
-        On an accelerator a step is taken for granted until then.
-
-        Returns:
-            Whether the policy has stayed as it was.
-
-        Raises:
-            UserError: A loss of that step, or its gradient, is not finite; the policy is as it was
-                before it.
-        """
-        # If it is refused, the policy is a step behind what the trainer counts.
-        was_between, self.is_between_updates = self.is_between_updates, False
-        stands = self._steps.last_stands()
-        self.is_between_updates = was_between
-        return stands
-
-    def _samples(self, batch: Tensor) -> MaskSamples:
-        generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
-        probabilities_U = self.policy.keep_probabilities.detach()
-        samples = self.judging.samples(
-            self.environment, batch, probabilities_U, self.estimator, generator
-        )
-        return samples.among_ranks(self._rows_of_all_ranks)
-
-    def _move(self, number: int, gradient: Tensor, step: Callable[[], Any]) -> None:
-        """Take the step with that many before it."""
-        self._step_in_hand = number
-        self.policy.assign_gradient(gradient, self.budgets.at(number).feasible_set, number)
-        step()
 
     def _rows_of_all_ranks(self, values: Tensor) -> Tensor:
         gathered: Any = self.all_gather(values)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from pgprune_lightning.masking import MultipliedExecution, WidenedExecution, mask_space_of
 from pgprune_lightning.masking.token_loss import predicting_states, token_losses
-from tests.host_reads import HostReads
 from tests.tiny_models import masks_of, random_tokens, traces_of_masking
 
 
@@ -41,6 +41,48 @@ def test_widened_equals_multiplied(
             expected_BT = token_losses(masked, tokens_BT, dense_BTH)
         torch.testing.assert_close(found_BT, expected_BT, rtol=0, atol=1e-5)
     assert traces_of_masking(family_model) == []
+
+
+WAITING = (
+    "_local_scalar_dense",  # item(), float(), bool(), if
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "bincount",
+    "lift_fresh",  # torch.tensor(number), which an accelerator gets by a copy
+)
+
+
+class HostReads(TorchDispatchMode):
+    """Lists the operations after which the host waits, on an accelerator, for what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.").partition(".")[0]
+        by_mask = name.startswith("index") and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool
+            for argument in args
+            if isinstance(argument, (list, tuple))
+            for index in argument
+        )
+        if by_mask or name.startswith(WAITING):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_reads_are_counted() -> None:
+    values = torch.tensor([1.0, 2.0])
+    with HostReads() as reads:
+        if values[0] > 0:
+            float(values.sum())
+        values[values > 1]
+        values.new_tensor(3.0)
+    assert reads.names == ["_local_scalar_dense", "_local_scalar_dense", "index", "lift_fresh"]
 
 
 def test_the_host_reads_nothing(family_model: PreTrainedModel, units: dict[str, Any]) -> None:

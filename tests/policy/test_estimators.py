@@ -282,14 +282,6 @@ def test_units_at_a_bound_have_no_gradient_and_spoil_no_other():
     assert gradient.dtype == torch.float64
 
 
-def test_a_loss_that_is_not_finite_leaves_the_baseline_alone():
-    estimator = with_baseline(5.0)
-    gradient = estimator.estimate(mask_samples(torch.tensor([1.0, float("nan")]), MASKS[:2], S))
-    assert not gradient.isfinite().any(), "so that the projection refuses the step"
-    assert estimator.baseline.item() == 5.0
-    assert estimator.num_updates.item() == 3
-
-
 @pytest.mark.parametrize("window", [0, -5])
 def test_the_window_is_at_least_one_step(window):
     with pytest.raises(UserError, match="1 or more"):

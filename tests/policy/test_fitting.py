@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgprune_lightning.policy import fitting
-from tests.host_reads import HostReads
 from tests.policy.greedy_fit import greedy
 
 VALUES = st.one_of(
@@ -42,28 +41,6 @@ def test_without_sorting_all_it_equals_a_greedy_loop(
             limit,
         )
     assert kept.tolist() == greedy(values, costs, limit)
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    st.integers(1, 40).flatmap(
-        lambda count: st.tuples(
-            st.lists(st.lists(VALUES, min_size=count, max_size=count), min_size=1, max_size=4),
-            st.lists(st.sampled_from([1, 2, 3, 171]), min_size=count, max_size=count),
-        )
-    ),
-    st.floats(0, 1.2),
-)
-def test_each_row_equals_a_greedy_loop_and_is_not_read(
-    drawn: tuple[list[list[float]], list[int]], share: float
-) -> None:
-    rows, costs = drawn
-    limit = math.floor(share * sum(costs))
-    s_SN, costs_N = (torch.tensor(values, dtype=torch.float64) for values in (rows, costs))
-    with HostReads() as reads:
-        kept_SN = fitting.most_probable_of_each(s_SN, costs_N, limit, len(set(costs)))
-    assert kept_SN.tolist() == [greedy(values, costs, limit) for values in rows]
-    assert reads.names == []
 
 
 def test_few_of_many_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import project_onto_budget, projection
-from pgprune_lightning.policy.projection import try_projection
+from pgprune_lightning.policy import project_onto_budget
 
 
 def f64(values):
@@ -112,64 +111,6 @@ def test_kkt_and_idempotence(problem):
     s = project_onto_budget(z, budget, **arguments)
     assert_kkt(z, budget, s, **options)
     torch.testing.assert_close(project_onto_budget(s, budget, **arguments), s, atol=1e-10, rtol=0)
-
-
-@pytest.fixture
-def without_newton(monkeypatch):
-    """Leave everything to the search among sorted breakpoints."""
-    monkeypatch.setattr(projection, "_ROUNDS", 0)
-
-
-@settings(deadline=None, max_examples=300)
-@given(problems())
-def test_both_searches_find_the_same_point(problem):
-    z, budget, options = problem
-    costs, fill = options["costs"], options["fill"]
-    bounds = (f64(options["lower"]), f64(options["upper"]))
-    by_sorting = projection._Problem(z, costs, *bounds).solve_by_sorting(budget, fill=fill)
-    s, is_exact = try_projection(z, budget, costs, options["lower"], options["upper"], fill=fill)
-    if is_exact:
-        torch.testing.assert_close(s, by_sorting, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("fill", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("size", [100, 20_000])
-def test_a_training_step_needs_no_sorting(size, weighted, fill):
-    generator = torch.Generator().manual_seed(6)
-    costs = torch.ones(size).double()
-    if weighted:
-        costs = torch.where(torch.arange(size) % 7 == 0, 70.0, 9.0).double()
-    for keep_ratio in (0.3, 0.5, 0.95):
-        s = torch.rand(size, generator=generator, dtype=torch.float64)
-        s[::3], s[1::3] = 0.0, 1.0
-        budget = keep_ratio * float(costs.sum())
-        for step in (1e-4, 1e-2, 1.0):
-            z = s + step * torch.randn(size, generator=generator, dtype=torch.float64)
-            s, is_exact = try_projection(z, budget, costs, 0.0, 1.0, fill=fill)
-            assert is_exact
-            problem = projection._Problem(z, costs, f64(0.0), f64(1.0))
-            assert s.equal(problem.solve_by_sorting(budget, fill=fill)), "to the last digit"
-
-
-@pytest.mark.usefixtures("without_newton")
-@pytest.mark.parametrize("fill", [False, True])
-def test_sorting_alone_agrees_with_every_active_set(fill):
-    generator = torch.Generator().manual_seed(7)
-    for _ in range(20):
-        z = torch.randn(5, generator=generator, dtype=torch.float64)
-        s = project_onto_budget(z, 1.7, fill=fill)
-        expected = by_active_sets(z, 1.7, torch.ones(5).double(), fill=fill)
-        torch.testing.assert_close(s, expected, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_never_called_a_projection(bad):
-    costs = torch.ones(3).double()
-    for budget in (0.5, 3.0):
-        for fill in (False, True):
-            z = f64([0.5, bad, 0.1])
-            assert not try_projection(z, budget, costs, 0.0, 1.0, fill=fill)[1]
 
 
 def test_bounds_may_differ_between_units():

@@ -147,6 +147,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing(policy, update, rule, ste
     torch.testing.assert_close(after, before[1]["state"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("update", ["sgd", "momentum", "natural"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_step_that_leads_beyond_all_numbers_changes_nothing(policy, update):
+    """The gradient is finite; found by the projection, or by the shift onto the budget."""
+    run = Run(POLICIES[policy], UPDATES[update])
+    run.step(draw(40))
+    before = copy.deepcopy((run.policy.state_dict(), run.update.state_dict()["state"]))
+    run.update.param_groups[0]["lr"] = 1e200
+    with pytest.raises(UserError, match="not finite"):
+        run.step(1e200 * draw(40))
+    after = (run.policy.state_dict(), run.update.state_dict()["state"])
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
 def test_a_policy_that_cannot_change_stays_finite():
     run = Run(FreeProbabilities, ProjectedSGD, lr=0.9, rule="rms_change")
     for _ in range(3):

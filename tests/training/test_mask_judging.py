@@ -52,7 +52,9 @@ def judged(
     s_U = torch.full((frozen.space.num_units,), 0.6, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     judging = MaskJudging(num_mask_samples=2, masks_per=masks_per, judge=judge)
-    return judging.samples(frozen, batch_BT, s_U, estimator, generator)
+    masks_SU = estimator.draw(s_U, judging.num_masks(batch_BT), generator)
+    with_dense = estimator.needs_dense_losses
+    return judging.evaluate(frozen, batch_BT, masks_SU, s_U, with_dense=with_dense)
 
 
 @pytest.mark.parametrize("judge", ["cross_entropy", "kl_to_dense"])

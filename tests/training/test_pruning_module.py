@@ -1,6 +1,8 @@
+import copy
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,24 @@ from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import mask_generator
-from pgprune_lightning.training import PolicyGradientPruning, mask_losses
+from pgprune_lightning.policy import (
+    Adam,
+    Antithetic,
+    DenseLossControlVariate,
+    ExploredLogits,
+    FreeLogits,
+    LeaveOneOut,
+    LinearSurrogate,
+    MaskPolicy,
+    MovingAverageBaseline,
+    NaturalGradient,
+    PlainReinforce,
+    ProjectedSGD,
+    StructuredLogits,
+    mask_generator,
+)
+from pgprune_lightning.training import PolicyGradientPruning
+from pgprune_lightning.training.mask_losses import MaskLosses
 from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import TinyRun
 
@@ -194,26 +212,80 @@ def test_a_factor_slows_the_units_of_its_kind_alone(tiny_run: TinyRun) -> None:
     torch.testing.assert_close(factored_U[channels], plain_U[channels] / 4)
 
 
-@pytest.mark.parametrize("sample", [0, 1])
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_policy(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, sample: int
+WITH_MEMORY: dict[str, dict[str, Any]] = {
+    "moving average": {"estimator": MovingAverageBaseline()},
+    "leave one out": {"estimator": LeaveOneOut()},
+    "plain": {"estimator": PlainReinforce()},
+    "antithetic": {"estimator": Antithetic()},
+    "dense loss": {"estimator": DenseLossControlVariate(MovingAverageBaseline())},
+    "linear": {"estimator": LinearSurrogate(LeaveOneOut())},
+    "momentum": {"update": partial(ProjectedSGD, momentum=0.9), "layer_keep_ratios": (0.3, 0.9)},
+    "by change": {"update": NaturalGradient, "lr_rule": "rms_change"},
+    "logits": {"policy": FreeLogits(final_sharpness=3.0), "budget": "parameters"},
+    "structured": {"policy": StructuredLogits(free_after=1), "update": Adam},
+    "explored": {"policy": ExploredLogits(), "budget": "parameters", "masks_per": "sequence"},
+    "explored blocks": {"policy": ExploredLogits(), "round_to": 4, "update": Adam},
+}
+
+
+def _break(patch: pytest.MonkeyPatch, policy: MaskPolicy, part: str, value: float) -> None:
+    """Let a part of every step from now on fail, after it has done its work."""
+    if part == "loss":
+        for name in ("losses_of_masks", "losses_of_sequences"):
+            read = getattr(MaskLosses, name)
+
+            def losses(*arguments: Any, read: Any = read) -> torch.Tensor:
+                losses_S: torch.Tensor = read(*arguments)
+                losses_S[1] = value
+                return losses_S
+
+            patch.setattr(MaskLosses, name, losses)
+    elif part == "gradient":
+        mean = PolicyGradientPruning._mean_over_ranks
+        patch.setattr(
+            PolicyGradientPruning, "_mean_over_ranks", lambda *arguments: mean(*arguments) * value
+        )
+    else:
+        project = policy.after_step
+
+        def broken(*arguments: Any) -> None:
+            project(*arguments)
+            raise RuntimeError("in the midst of a step")
+
+        patch.setattr(policy, "after_step", broken)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("loss", math.nan, "mask sample 1 in step 2 is nan"),
+        ("loss", math.inf, "mask sample 1 in step 2 is inf"),
+        ("gradient", math.nan, "gradient of the keep probabilities is not finite"),
+        ("projection", 0.0, "in the midst of a step"),
+    ],
+)
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_a_refused_step_leaves_everything_as_it_was(
+    tiny_run: TinyRun, name: str, part: str, value: float, message: str
 ) -> None:
-    healthy = tiny_run.fit(max_steps=2)
-    calls = 0
-    token_losses = mask_losses.token_losses
+    states: list[Any] = []
 
-    def broken(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return token_losses(*arguments) * (float("nan") if calls == 2 * 2 + 1 + sample else 1.0)
+    class BreakTheThird(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            states.append(copy.deepcopy((module.state_dict(), trainer.optimizers[0].state_dict())))
+            if trainer.global_step == 2:
+                _break(patch, module.policy, part, value)
 
-    monkeypatch.setattr(mask_losses, "token_losses", broken)
-    module = tiny_run.module()
-    trainer = tiny_run.trainer(val_check_interval=4, num_sanity_val_steps=0)
-    with pytest.raises(UserError, match=f"mask sample {sample} in step 2 is nan"):
+    module = tiny_run.module(**copy.deepcopy(WITH_MEMORY[name]))
+    trainer = tiny_run.trainer([BreakTheThird()], val_check_interval=4, num_sanity_val_steps=0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match=message):
         trainer.fit(module, datamodule=tiny_run.datamodule())
-    assert torch.equal(probabilities(module), probabilities(healthy))
-    assert torch.equal(module.estimator.baseline, healthy.estimator.baseline)
+    _, before_second, before_third = states
+    after = (module.state_dict(), trainer.optimizers[0].state_dict())
+    torch.testing.assert_close(after, before_third, rtol=0, atol=0)
+    key = "policy.keep_probabilities"
+    assert not torch.equal(before_second[0][key], before_third[0][key])
+    assert module.global_step == 2
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from pgprune_lightning.policy import (
     StructuredLogits,
     mask_generator,
 )
-from tests.host_reads import as_on_accelerator, take_a_step_wrongly_for_granted
 from tests.tiny_runs import TinyRun
 from tests.two_ranks import on_two_ranks, run_two_ranks
 
@@ -80,13 +79,6 @@ def _fits_of_a_rank(rank: int, run: TinyRun) -> None:
     steps = {
         name: _fit(run, name, BATCH_OF_A_RANK, both=False, **on_two_ranks()) for name in RECIPES
     }
-    with pytest.MonkeyPatch.context() as patch:
-        as_on_accelerator(patch)
-        taken = take_a_step_wrongly_for_granted(patch, 1)
-        steps["read later"] = _fit(
-            run, "wrapped_structured", BATCH_OF_A_RANK, both=False, **on_two_ranks()
-        )
-    assert len(taken) == STEPS
     torch.save(steps, run.folder / f"rank-{rank}.pt")
 
 
@@ -109,11 +101,3 @@ def test_steps_are_those_of_one_process_with_all_samples(two_ranks: TinyRun, nam
     torch.testing.assert_close(ranks[0], alone, rtol=0, atol=2e-5)
     moved = (alone[-1] - alone[0]).abs().max()
     assert moved > 1e-3
-
-
-@pytest.mark.slow
-def test_a_step_that_is_taken_again_is_the_same_on_both(two_ranks: TinyRun) -> None:
-    ranks = [torch.load(two_ranks.folder / f"rank-{rank}.pt") for rank in (0, 1)]
-    assert ranks[0]["read later"].equal(ranks[1]["read later"])
-    at_once, later = (ranks[0][name] for name in ("wrapped_structured", "read later"))
-    torch.testing.assert_close(later[2:], at_once[2:], rtol=0, atol=1e-9)

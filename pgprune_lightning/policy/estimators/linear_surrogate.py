@@ -99,16 +99,15 @@ class LinearSurrogate(ControlVariate):
         """Solve the ridge regression on past steps, (F,) float64."""
         num_features = len(self.moment_F)
         penalty_F = torch.full_like(self.moment_F, self.ridge * num_features)
-        # Unlike `cholesky` it does not wait for the device; the penalty keeps it definite.
-        factor_FF, _ = torch.linalg.cholesky_ex(self.gram_FF + penalty_F.diag())
+        factor_FF = torch.linalg.cholesky(self.gram_FF + penalty_F.diag())
         return torch.cholesky_solve(self.moment_F[:, None], factor_FF)[:, 0]
 
     def _learn(self, features_RF: Tensor, losses_R: Tensor, coefficients_F: Tensor) -> None:
         # The features have no mean, so the level of the losses is no part of the fit: it follows
         # the policy, faster than the coefficients need to.
         level = (losses_R - features_RF @ coefficients_F).mean()
-        # No branch: the host would wait for the number.
-        self.level.copy_(torch.where(self.num_updates == 0, level, self.level))
+        if self.num_updates == 0:
+            self.level.copy_(level)
         self.gram_FF.mul_(self.forgetting).add_(features_RF.T @ features_RF)
         self.moment_F.mul_(self.forgetting).add_(features_RF.T @ (losses_R - self.level))
         self.level += (level - self.level) / _LEVEL_WINDOW

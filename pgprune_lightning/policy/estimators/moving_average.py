@@ -62,15 +62,11 @@ class MovingAverageBaseline(GradientEstimator):
         """Estimate the gradient and update the baseline. See `GradientEstimator.estimate`."""
         losses_S = samples.losses_S.detach().double()
         mean_loss = samples.losses_R.mean()
-        # No branch on a loss: the host would wait for the forward passes.
-        is_finite = mean_loss.isfinite()
-        baseline = self.baseline.clone()
-        if self.start == "first_loss":
-            baseline = torch.where((self.num_updates == 0) & is_finite, mean_loss, baseline)
+        starts = self.start == "first_loss" and self.num_updates == 0
+        baseline = mean_loss if starts else self.baseline.clone()
         updated = baseline + (mean_loss - baseline) / self.window
-        # A loss that is not finite ends the run at the step, and must not spoil its checkpoint.
-        self.baseline.copy_(torch.where(is_finite, updated, self.baseline))
-        self.num_updates += is_finite
+        self.baseline.copy_(updated)
+        self.num_updates += 1
 
         used = baseline if self.order == "use_then_update" else updated
         self.used_baseline.copy_(used)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.policies import MaskPolicy
+from pgprune_lightning.policy.snapshot import snapshot
 
 StepRule = Literal["fixed", "rms_change"]
 
@@ -30,8 +31,8 @@ class PolicyUpdate(Optimizer, ABC):
         policy: What is stepped, with the gradient assigned before each step.
         lr: Step size, positive; what it means, `step_rule` says.
         settle: Brings the policy onto the budget of the next step: calls its `after_step`, which
-            raises a `UserError` where values are not finite, so that the host looks at them once.
-            It is not part of the state: give it again when a run is resumed.
+            raises a `UserError` where values are not finite. It is not part of the state: give it
+            again when a run is resumed.
         step_rule: `fixed`: parameters move by `lr` times the direction. `rms_change`: by as much
             as changes the keep-probabilities of the undecided units (s neither 0 nor 1) by `lr`,
             root mean square, whatever the number of units and the size of the losses.
@@ -69,7 +70,8 @@ class PolicyUpdate(Optimizer, ABC):
             What the closure returned.
 
         Raises:
-            UserError: A gradient is not finite; nothing has been changed.
+            UserError: A gradient is not finite, or the step leads to what is not; nothing has
+                been changed.
         """
         loss = None
         if closure is not None:
@@ -79,7 +81,8 @@ class PolicyUpdate(Optimizer, ABC):
         parameters: list[Tensor] = group["params"]
         if all(parameter.grad is None for parameter in parameters):
             return loss
-        undo = self.snapshot()
+        self._check_gradients(parameters)
+        undo = self._snapshot()
         before = [parameter.clone() for parameter in parameters]
         directions = [
             None if direction is None else direction * factors
@@ -92,19 +95,14 @@ class PolicyUpdate(Optimizer, ABC):
                 self._move(before, directions, group["lr"])
             else:
                 self._change_by(before, directions, group["lr"])
-        except UserError:
+        except Exception:
             undo()
-            self._check_gradients(parameters)
             raise
         return loss
 
-    def snapshot(self) -> Callable[[], None]:
-        """Copy the policy, and what directions depend on besides the gradient.
-
-        Returns:
-            What puts both back, once.
-        """
-        policy = {name: value.clone() for name, value in self.policy.state_dict().items()}
+    def _snapshot(self) -> Callable[[], None]:
+        """Copy the policy, and what directions depend on besides the gradient."""
+        undo_policy = snapshot(self.policy)
         memory = {
             parameter: {
                 name: value.clone() if isinstance(value, Tensor) else value
@@ -114,8 +112,7 @@ class PolicyUpdate(Optimizer, ABC):
         }
 
         def undo() -> None:
-            for name, value in self.policy.state_dict().items():
-                value.copy_(policy[name])
+            undo_policy()
             self.state.clear()
             self.state.update(memory)
 
@@ -144,7 +141,6 @@ class PolicyUpdate(Optimizer, ABC):
         moving = torch.cat([d.reshape(-1) for d in directions if d is not None])
         length, count = float(moving.square().mean().sqrt()), int(undecided_U.sum())
         if length == 0 or count == 0:
-            self._check_gradients(self.param_groups[0]["params"])  # nothing else would
             return
         size, longest = target / length, _MOST_STRETCH * target / length
         for _ in range(_TRIALS):
