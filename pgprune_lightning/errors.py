@@ -1,4 +1,9 @@
-"""The one kind of error that a person using the program can act on."""
+"""What the program tells a person who can act on it: errors, and warnings."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 EXIT_USER_ERROR = 2
 """The exit status of such an error."""
@@ -10,3 +15,25 @@ class UserError(ValueError):
     The message says what was given, what is allowed and what to do. The command line prints it
     without a traceback and exits with a non-zero status; any other exception is a defect of ours.
     """
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Put what an error is about in front of its message.
+
+    Args:
+        subject: An option, such as `data.train`.
+
+    Raises:
+        UserError: The error that is raised inside, of the same class.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{subject}: {error}") from error
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warn of something, once in a process however often it is met."""
+    warnings.warn(message, stacklevel=2)

@@ -5,22 +5,27 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
-from pathlib import Path
 
 import datasets
 import huggingface_hub.constants
 import numpy as np
 from numpy.typing import NDArray
 
+from pgprune_lightning.data.text_files import (
+    cause_of,
+    load_columns,
+    read_texts,
+    text_columns,
+)
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource, file_format
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import about
 
 # Parts of a text must not overlap between runs, so their order never depends on a run's seed.
 _PART_SEED = 0
 # Nor must the typography of a document.
 _SPACED_SEED = 1
 _REACH_SECONDS = 3.0
+_ADVICE = "name one of them as the text's field"
 
 
 def read_documents(source: TextSource) -> datasets.Dataset:
@@ -38,17 +43,17 @@ def read_documents(source: TextSource) -> datasets.Dataset:
     """
     files = source.local_files()
     if files is None:
-        return _text_column(_load_from_hub(source), source)
-    if not any(file.stat().st_size for file in files):
-        raise UserError(f"{source.title}: {_place(files)} is empty; give a text with content")
+        table = _load_from_hub(source)
+        with about(source.described):
+            return _as_text(text_columns(table, [source.field], _ADVICE))
     match file_format(files[0]):
         case "plain":
-            texts = [part for file in files for part in _split(_read_text(file), source)]
+            texts = [part for text in read_texts(files) for part in _split(text, source)]
             return _as_dataset(texts)
         case "wikitext":
-            return _as_dataset([row for file in files for row in _wikitext_rows(_read_text(file))])
-        case builder:
-            return _text_column(_load_local(str(builder), files, source), source)
+            return _as_dataset([row for text in read_texts(files) for row in _wikitext_rows(text)])
+        case _:
+            return _as_text(load_columns(files, [source.field], _ADVICE))
 
 
 def document_order(num_documents: int, source: TextSource, seed: int | None) -> NDArray[np.int64]:
@@ -85,13 +90,6 @@ def spaced_documents(num_documents: int, source: TextSource) -> NDArray[np.bool_
     return drawn < source.spaced_punctuation
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        return file.read_text(encoding="cp1252", errors="replace")
-
-
 def _split(text: str, source: TextSource) -> list[str]:
     if source.document_separator is None:
         return [text]
@@ -110,31 +108,14 @@ def _as_dataset(texts: list[str]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": texts}, features=features)
 
 
-def _text_column(table: datasets.Dataset, source: TextSource) -> datasets.Dataset:
-    if source.field not in table.column_names:
-        raise UserError(
-            f"{source.title}: no field {source.field!r}; there are "
-            f"{', '.join(table.column_names) or 'none'}: name one of them as the source's field"
-        )
-    kind = getattr(table.features[source.field], "dtype", "nested data")
-    if kind not in ("string", "large_string", "null"):
-        raise UserError(f"{source.title}: field {source.field!r} holds {kind}, not text")
-    table = table.select_columns([source.field])
-    return table if source.field == "text" else table.rename_column(source.field, "text")
-
-
-def _load_local(builder: str, files: Sequence[Path], source: TextSource) -> datasets.Dataset:
-    try:
-        return datasets.load_dataset(builder, data_files=list(map(str, files)), split="train")
-    except Exception as error:  # datasets raises errors of many kinds
-        raise UserError(
-            f"{source.title}: {_place(files)} cannot be read as {builder}: {_cause(error)}"
-        ) from error
+def _as_text(table: datasets.Dataset) -> datasets.Dataset:
+    (name,) = table.column_names
+    return table if name == "text" else table.rename_column(name, "text")
 
 
 def _load_from_hub(source: TextSource) -> datasets.Dataset:
     if source.optional and not _hub_is_reachable():
-        raise SourceUnavailable(f"{source.title}: the hub cannot be reached for {source.path!r}")
+        raise SourceUnavailable(f"the hub cannot be reached for {source.path!r}")
     split_name = source.split.partition("[")[0]
     some_files = source.data_files is not None
     try:
@@ -149,8 +130,8 @@ def _load_from_hub(source: TextSource) -> datasets.Dataset:
         )
     except Exception as error:  # datasets raises errors of many kinds
         raise SourceUnavailable(
-            f"{source.title}: {source.path!r} is no local path and cannot be had from the hub "
-            f"({_cause(error)}); check its name, configuration and split, or give a local path "
+            f"{source.path!r} is no local path and cannot be had from the hub "
+            f"({cause_of(error)}); check its name, configuration and split, or give a local path "
             "as path or local_copy"
         ) from error
 
@@ -177,15 +158,3 @@ def _hub_is_reachable() -> bool:
     attempt.start()
     attempt.join(_REACH_SECONDS)
     return reached.is_set()
-
-
-def _place(files: Sequence[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of what went wrong at the bottom of the chain."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -86,6 +86,11 @@ class TextSource:
         suffix = next((suffix for suffix in FILE_FORMATS if name.endswith(suffix)), "")
         return name.removesuffix(suffix) or self.path
 
+    @property
+    def described(self) -> str:
+        """This text in messages: where it lies, behind the label that tables give it."""
+        return self.path if self.label is None else f"{self.label} ({self.path})"
+
     def check(self) -> None:
         """Reject, before anything is loaded, what cannot work.
 

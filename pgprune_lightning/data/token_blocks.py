@@ -25,7 +25,7 @@ from pgprune_lightning.data.tokenization import tokenise_blocks
 from pgprune_lightning.errors import UserError
 
 # To be raised whenever the same ingredients give other tokens than before.
-_VERSION = 1
+_VERSION = 2
 
 
 class TokenBlocks(Dataset[Tensor]):

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pgprune_lightning.data.text_files import as_utf8
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation.zero_shot_tasks import (
     HARNESS_FOLDERS,
@@ -88,8 +89,8 @@ def evaluate_zero_shot(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet_harness(), _without_cache(model):
-        loaded = _load_tasks(tasks, local_folder)
+    with _quiet_harness(), _without_cache(model), _task_files(tasks, local_folder) as files:
+        loaded = _load_tasks(tasks, files, str(local_folder or "the hub"))
         # The harness gives a tokenizer without a padding token one.
         harness_model = HFLM(
             pretrained=model,
@@ -104,7 +105,22 @@ def evaluate_zero_shot(
     return {task: _score(results[task]) for task in dict.fromkeys(tasks)}
 
 
-def _load_tasks(tasks: Sequence[ZeroShotTask], local_folder: Path | None) -> dict[str, Any]:
+@contextmanager
+def _task_files(
+    tasks: Sequence[ZeroShotTask], folder: Path | None
+) -> Iterator[dict[ZeroShotTask, Path] | None]:
+    """The examples of each task in UTF-8, which is all that the harness reads; None: the hub's."""
+    if folder is None:
+        yield None
+        return
+    names = list(dict.fromkeys(tasks))
+    with as_utf8([folder / f"{name}.jsonl" for name in names]) as files:
+        yield dict(zip(names, files, strict=True))
+
+
+def _load_tasks(
+    tasks: Sequence[ZeroShotTask], files: dict[ZeroShotTask, Path] | None, place: str
+) -> dict[str, Any]:
     import lm_eval.tasks
 
     names = list(dict.fromkeys(tasks))
@@ -116,15 +132,15 @@ def _load_tasks(tasks: Sequence[ZeroShotTask], local_folder: Path | None) -> dic
         )
         loaded: dict[str, Any] = manager.load(
             names
-            if local_folder is None
-            else [local_task_definition(name, local_folder) for name in names]
+            if files is None
+            else [local_task_definition(name, file) for name, file in files.items()]
         )
     except Exception as error:  # datasets and the hub raise errors of many kinds
         reason = textwrap.shorten(str(error), 200, placeholder=" ...").rstrip(" .")
         raise UserError(
-            f"zero_shot: the data of {', '.join(names)} cannot be read from "
-            f"{local_folder or 'the hub'}: {reason}. Check the files, or the network; a local "
-            "folder with one TASK.jsonl for each task works without the hub."
+            f"zero_shot: the data of {', '.join(names)} cannot be read from {place}: {reason}. "
+            "Check the files, or the network; a local folder with one TASK.jsonl for each task "
+            "works without the hub."
         ) from error
     for task in loaded["tasks"].values():
         task.set_config(key="num_fewshot", value=0)

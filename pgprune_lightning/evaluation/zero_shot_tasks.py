@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.data.text_files import as_utf8
+from pgprune_lightning.errors import UserError, about
 
 ZeroShotTask = Literal["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"]
 ZERO_SHOT_TASKS: tuple[ZeroShotTask, ...] = get_args(ZeroShotTask)
@@ -115,7 +116,7 @@ def _check_file(file: Path, fields: tuple[str, ...]) -> None:
             f"zero_shot: there is no file {file}; the folder holds one TASK.jsonl for each task, "
             "and without a folder the tasks are read from the hub."
         )
-    with file.open(encoding="utf-8") as lines:
+    with about("zero_shot"), as_utf8([file]) as copies, copies[0].open(encoding="utf-8") as lines:
         first_line = lines.readline()
     try:
         example = json.loads(first_line)
@@ -128,19 +129,19 @@ def _check_file(file: Path, fields: tuple[str, ...]) -> None:
         )
 
 
-def local_task_definition(task: ZeroShotTask, folder: Path) -> dict[str, Any]:
+def local_task_definition(task: ZeroShotTask, file: Path) -> dict[str, Any]:
     """Define a task on a local file, as lm-eval's `TaskManager` takes it.
 
     Args:
         task: Name of the task.
-        folder: Folder with the file `TASK.jsonl`.
+        file: Its examples, JSON lines in UTF-8.
     """
     local = _LOCAL_TASKS[task]
     metrics = ["acc", "acc_norm"] if local.normalized else ["acc"]
     return {
         "task": task,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"validation": str((folder / f"{task}.jsonl").resolve())}},
+        "dataset_kwargs": {"data_files": {"validation": str(file.resolve())}},
         "validation_split": "validation",
         "output_type": "multiple_choice",
         "num_fewshot": 0,

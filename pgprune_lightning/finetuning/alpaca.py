@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass, fields
 from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from pgprune_lightning.data.text_files import cause_of, load_columns, text_columns
 from pgprune_lightning.data.text_source import TextSource, file_format
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, about
 
 ALPACA = "tatsu-lab/alpaca"
 """The 52,002 records that the paper cites; LLM-Pruner takes `yahma/alpaca-cleaned`."""
@@ -44,37 +44,27 @@ def read_alpaca(path: str = ALPACA) -> list[AlpacaRecord]:
     Raises:
         UserError: If the records cannot be read or have other fields.
     """
-    table = _load(path)
     names = [field.name for field in fields(AlpacaRecord)]
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise UserError(
-            f"finetuning: the records of {path} have no {', '.join(missing)}; a record has "
-            f"{', '.join(names)}."
-        )
-    return [
-        AlpacaRecord(*row) for row in zip(*(_texts(table, name) for name in names), strict=True)
-    ]
+    table = _load(path, names, f"each record has {', '.join(names)}")
+    columns = [[text or "" for text in table[name]] for name in names]
+    return [AlpacaRecord(*row) for row in zip(*columns, strict=True)]
 
 
-def _load(path: str) -> datasets.Dataset:
+def _load(path: str, names: list[str], advice: str) -> datasets.Dataset:
     files = TextSource(path).local_files()
-    builder = path if files is None else file_format(files[0])
-    if builder in ("plain", "wikitext"):
-        raise UserError(f"finetuning: {path} is plain text; give records as .jsonl or .parquet.")
-    data_files = None if files is None else list(map(str, files))
+    if files is not None:
+        if file_format(files[0]) in ("plain", "wikitext"):
+            raise UserError(f"{path} is plain text; give records as .jsonl or .parquet")
+        return load_columns(files, names, advice)
     try:
-        return datasets.load_dataset(builder, data_files=data_files, split="train")
+        table = datasets.load_dataset(path, split="train")
     except Exception as error:  # datasets and the hub raise errors of many kinds
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...").rstrip(" .")
         raise UserError(
-            f"finetuning: the records of {path} cannot be read: {reason}. Give a .jsonl or "
-            ".parquet file, or a hub dataset."
+            f"{path!r} is no local path and cannot be had from the hub ({cause_of(error)}); give "
+            "a .jsonl or .parquet file, or a hub dataset"
         ) from error
-
-
-def _texts(table: datasets.Dataset, name: str) -> list[str]:
-    return [text or "" for text in table[name]]
+    with about(path):
+        return text_columns(table, names, advice)
 
 
 def prompt_of(record: AlpacaRecord) -> str:

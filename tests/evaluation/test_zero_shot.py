@@ -199,6 +199,27 @@ def test_file_of_another_shape(tmp_path: Path, content: str) -> None:
         check_zero_shot_tasks(["piqa"], tmp_path)
 
 
+def test_tasks_are_decoded_as_texts_are(
+    stories: tuple[PreTrainedModel, PreTrainedTokenizerBase], pgprune_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason=NOT_INSTALLED)
+    shared = pgprune_data / "zeroshot"
+    lines = (shared / "piqa.jsonl").read_text().splitlines(keepends=True)[:20]
+    (tmp_path / "piqa.jsonl").write_bytes("".join(lines).encode("utf-16"))
+    scores = [
+        evaluate_zero_shot(*stories, ["piqa"], local_folder=folder, limit=20)
+        for folder in (shared, tmp_path)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_task_in_windows_1252(tmp_path: Path) -> None:
+    example = '{"goal": "caf\u00e9", "sol1": "a", "sol2": "b", "label": 0}\n'
+    (tmp_path / "piqa.jsonl").write_bytes(example.encode("cp1252"))
+    with pytest.warns(UserWarning, match=r"piqa\.jsonl: it is no UTF-8, and was read as"):
+        check_zero_shot_tasks(["piqa"], tmp_path)
+
+
 def test_harness_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FIND_SPEC, lambda _name: None)
     with pytest.raises(UserError, match=r"lm-eval, which is not installed.*\[zero-shot\]"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -82,8 +84,32 @@ def test_reads_the_shared_records(pgprune_data: Path) -> None:
 
 def test_records_without_an_answer(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"instruction": "a", "input": "b"}\n')
-    with pytest.raises(UserError, match=r"have no output; a record has instruction, input, output"):
+    with pytest.raises(UserError, match=r"no field 'output'.* has instruction, input, output"):
         read_alpaca(str(tmp_path / "a.jsonl"))
+
+
+def test_records_whose_answers_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "input": "b", "output": 3}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl: field 'output' holds int64, not text"):
+        read_alpaca(str(tmp_path / "a.jsonl"))
+
+
+def test_records_are_decoded_as_texts_are(tmp_path: Path) -> None:
+    record = {"instruction": "Name a drink.", "input": "", "output": "café"}
+    content = json.dumps(record, ensure_ascii=False) + "\n"
+    (tmp_path / "a.jsonl").write_bytes(content.encode("utf-16"))
+    assert read_alpaca(str(tmp_path / "a.jsonl")) == [AlpacaRecord(**record)]
+    (tmp_path / "b.jsonl").write_bytes(content.encode("cp1252"))
+    with pytest.warns(UserWarning, match=r"b\.jsonl: it is no UTF-8"):
+        assert read_alpaca(str(tmp_path / "b.jsonl")) == [AlpacaRecord(**record)]
+
+
+def test_records_in_the_parquet_that_polars_writes(tmp_path: Path) -> None:
+    record = {"instruction": "Name a drink.", "input": None, "output": "coffee"}
+    columns = {name: pa.array([text], type=pa.string_view()) for name, text in record.items()}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    expected = AlpacaRecord("Name a drink.", "", "coffee")
+    assert read_alpaca(str(tmp_path / "a.parquet")) == [expected]
 
 
 def test_plain_text(tmp_path: Path) -> None:
@@ -94,5 +120,5 @@ def test_plain_text(tmp_path: Path) -> None:
 
 def test_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"instruction": \n')
-    with pytest.raises(UserError, match=r"records of .*a\.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"a\.jsonl cannot be read as json: "):
         read_alpaca(str(tmp_path / "a.jsonl"))
