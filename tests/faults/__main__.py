@@ -1,78 +1,95 @@
-"""`make test-faults`: kills, stops, bad input and a soak; the last line says what was lost."""
+"""`make test-faults`: every fault that a run must survive, many times; the last line counts.
+
+Each experiment can be had with less of it, and is left out at 0.
+"""
+
+from __future__ import annotations
 
 import argparse
 import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.faults.tally import Tally
 
 # Before the libraries are imported: a forked process must find no threads of its parent's.
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
 
+EXPERIMENTS = {
+    "command-kills": (12, "times that each other command is killed at what it does to files"),
+    "kills": (100, "runs killed with SIGKILL at any moment"),
+    "file-kills": (100, "runs killed with SIGKILL at what they do to files"),
+    "soak": (2000, "steps of a run whose memory and open files must not grow"),
+    "pairs": (20, "pairs of processes in one folder at once"),
+    "bad-input": (1000, "kinds of bad input; there are fewer"),
+    "stops": (20, "runs of two processes that are sent SIGTERM"),
+    "disks": (5, "times that each command meets a full disk"),
+    "metrics": (1000, "kinds of damage to the metrics of a stopped run; there are fewer"),
+}
+"""How much there is of each, and what it counts; the longest first."""
+
 
 def main() -> int:
     """Run the experiments; the status is 1 where something was lost."""
-    from tests.faults.bad_input import give_bad_input, make_tiny_runs
-    from tests.faults.kills import kill_runs
-    from tests.faults.soak import soak
-    from tests.faults.stops import stop_runs
-    from tests.faults.tally import Tally
-    from tests.faults.warm_runs import WarmRuns, make_warm_runs
-    from tests.tiny_runs import write_tiny_model, write_tiny_texts
-
-    chosen = _arguments()
-    data = os.environ.get("PGPRUNE_DATA")
+    chosen, data = _arguments(), os.environ.get("PGPRUNE_DATA")
     if not data:
         print("PGPRUNE_DATA is not set: it names the folder with the tests' data", file=sys.stderr)
         return 2
-    total = Tally()
+    from tests.faults.side_by_side import side_by_side
+
+    print(f"seed {chosen['seed']}", flush=True)
     with tempfile.TemporaryDirectory(prefix="pgprune-faults-") as scratch:
-
-        def made(name: str) -> WarmRuns:
-            folder = Path(scratch) / name
-            folder.mkdir()
-            return make_warm_runs(Path(data), folder)
-
-        def tiny() -> WarmRuns:
-            folder = Path(scratch) / "bad-input"
-            folder.mkdir()
-            model, texts = write_tiny_model(folder / "m"), write_tiny_texts(folder / "t")
-            return make_tiny_runs(model, texts, folder)
-
-        experiments: dict[str, Callable[[], Tally]] = {
-            "bad input": lambda: give_bad_input(tiny()),
-            "SIGKILL": lambda: kill_runs(made("kills"), chosen.kills, chosen.seed),
-            "SIGTERM": lambda: stop_runs(made("stops"), chosen.stops, chosen.seed),
-            "soak": lambda: soak(made("soak"), chosen.soak_steps),
+        os.environ["PGPRUNE_CACHE"] = f"{scratch}/cache"
+        made = _experiments(Path(data), chosen["seed"])
+        asked = {
+            name: partial(made[name], number=chosen[name]) for name in EXPERIMENTS if chosen[name]
         }
-        if not chosen.bad_input:
-            del experiments["bad input"]
-        print(f"seed {chosen.seed}", flush=True)
-        for name, experiment in experiments.items():
-            start = time.monotonic()
-            tally = experiment()
-            total += tally
-            print(f"{name}: {tally} ({time.monotonic() - start:.0f} s)", flush=True)
+        total = side_by_side(asked, Path(scratch), chosen["jobs"])
     print(f"faults: {total}")
     return 1 if total.losses else 0
 
 
-def _arguments() -> argparse.Namespace:
+def _experiments(data: Path, seed: int) -> dict[str, Callable[..., Tally]]:
+    """The experiments by name; each is given a folder and how much there is to be of it."""
+    from tests.faults.bad_input import give_bad_input, make_tiny_runs
+    from tests.faults.command_kills import kill_commands
+    from tests.faults.commands import make_commands
+    from tests.faults.damaged_metrics import damage_metrics
+    from tests.faults.full_disks import fill_disks
+    from tests.faults.kills import kill_at_file_events, kill_runs
+    from tests.faults.pairs import overlap
+    from tests.faults.soak import soak
+    from tests.faults.stops import stop_runs
+    from tests.faults.warm_runs import make_warm_runs
+
+    made = partial(make_warm_runs, data)
+    commands = partial(make_commands, data)
+    return {
+        "command-kills": lambda folder, number: kill_commands(commands(folder), number, seed),
+        "kills": lambda folder, number: kill_runs(made(folder), number, seed),
+        "file-kills": lambda folder, number: kill_at_file_events(made(folder), number, seed),
+        "soak": lambda folder, number: soak(made(folder), number),
+        "pairs": lambda folder, number: overlap(commands(folder), number, seed),
+        "bad-input": lambda folder, number: give_bad_input(make_tiny_runs(folder), number),
+        "stops": lambda folder, number: stop_runs(made(folder), number, seed),
+        "disks": lambda folder, number: fill_disks(commands(folder), number),
+        "metrics": lambda folder, number: damage_metrics(made(folder), number),
+    }
+
+
+def _arguments() -> dict[str, int]:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="runs killed with SIGKILL")
-    parser.add_argument("--stops", type=int, default=20, help="runs stopped with SIGTERM")
-    parser.add_argument("--soak-steps", type=int, default=2000, help="steps of the long run")
-    parser.add_argument(
-        "--bad-input",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether to give every kind of bad input",
-    )
+    for name, (number, what) in EXPERIMENTS.items():
+        parser.add_argument(f"--{name}", type=int, default=number, dest=name, help=what)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="experiments at once")
     parser.add_argument("--seed", type=int, default=random.randrange(2**16), help="of the moments")
-    return parser.parse_args()
+    return vars(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from tests.damaged_files import CHECKPOINTS, PLANS, spoiled
+from tests.faults.processes import refusal
 from tests.faults.tally import Tally
 from tests.faults.warm_runs import WarmRuns
 from tests.test_bad_input import (
@@ -14,34 +15,39 @@ from tests.test_bad_input import (
     BEFORE_THE_MODEL_IS_LOADED,
     make_wrong_files,
 )
-from tests.tiny_commands import Outcome, refused, tiny_config
+from tests.tiny_commands import tiny_config
+from tests.tiny_runs import write_tiny_model, write_tiny_texts
+
+OPTIONS = BEFORE_ANYTHING_IS_READ | BEFORE_THE_MODEL_IS_LOADED
 
 
-def make_tiny_runs(model: Path, texts: Path, folder: Path) -> WarmRuns:
+def make_tiny_runs(folder: Path) -> WarmRuns:
     """Runs of the random model that the catalogues of bad input are written for."""
+    model, texts = write_tiny_model(folder / "m"), write_tiny_texts(folder / "t")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tiny_config(model, texts, folder / "run")))
     return WarmRuns(path, folder)
 
 
-def give_bad_input(runs: WarmRuns) -> Tally:
-    """Give each kind to a run of its own, beside a finished one.
+def give_bad_input(runs: WarmRuns, number: int) -> Tally:
+    """Give each of the first so many kinds to a run of its own, beside a finished one.
 
     Args:
         runs: Runs of the model that the catalogues of bad input are written for.
+        number: How many.
     """
     tally, wrong = Tally(), runs.folder / "wrong"
     wrong.mkdir()
     make_wrong_files(wrong)
-    if runs.run("finished"):
-        raise RuntimeError(runs.log("finished").read_text()[-2000:])
-    finished = runs.run_dir("finished")
-    for name, (options, *phrases) in (BEFORE_ANYTHING_IS_READ | BEFORE_THE_MODEL_IS_LOADED).items():
-        given = [option.format(wrong) for option in options]
+    runs.whole()
+    finished = runs.run_dir("whole")
+    for name in [*OPTIONS, *CHECKPOINTS, *PLANS][:number]:
+        if name in OPTIONS:
+            options, *phrases = OPTIONS[name]
+            given = [option.format(wrong) for option in options]
+        else:
+            given, phrases = spoiled(name, finished, runs.folder / f"spoiled {name}")
         tally.add(name, _refusal(runs, name, finished, given, tuple(phrases)))
-    for name in [*CHECKPOINTS, *PLANS]:
-        given, needed = spoiled(name, finished, runs.folder / f"spoiled {name}")
-        tally.add(name, _refusal(runs, name, finished, given, needed))
     return tally
 
 
@@ -50,10 +56,8 @@ def _refusal(
 ) -> str:
     before = _contents(finished)
     status = runs.run(name, *options)
-    try:
-        refused(Outcome(status, "", runs.log(name).read_text()), *phrases)
-    except AssertionError as error:
-        return str(error).splitlines()[0][:300]
+    if wrong := refusal(status, runs.log(name), *phrases):
+        return wrong
     if _contents(finished) != before:
         return "it changed another run"
     if any((runs.run_dir(name) / kept).exists() for kept in ("plans", "checkpoints")):

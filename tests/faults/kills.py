@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL at random moments, and resumed."""
+"""Runs killed with SIGKILL, at random moments and at what they do to files, and resumed."""
 
 from __future__ import annotations
 
@@ -6,64 +6,75 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from pgprune_lightning import atomic_write
+from tests.faults.file_events import Death, count_file_events, deaths, die_at_file_event
+from tests.faults.processes import last_words, wait
 from tests.faults.tally import Tally
-from tests.faults.warm_runs import WarmRuns, wait
+from tests.faults.warm_runs import WarmRuns
 
-SAVE_STEPS = ("_create_in", "fsync", "replace")
+KILLED = -signal.SIGKILL
 
 
 def kill_runs(runs: WarmRuns, number: int, seed: int = 0) -> Tally:
-    """Kill and resume so many runs: two thirds at any moment, one third within a save."""
+    """Kill so many runs at any moment, and resume them."""
     draw, tally = random.Random(seed), Tally()
     start = time.monotonic()
-    if runs.run("whole"):
-        raise RuntimeError(runs.log("whole").read_text()[-2000:])
+    runs.whole()
     seconds = time.monotonic() - start
     while tally.tried < number:
         name = f"kill-{tally.tried}"
-        if tally.tried % 3 == 2:
-            killed = runs.run(name, prepare=_die_in_a_save(draw)) == -signal.SIGKILL
+        process = runs.start(name)
+        time.sleep(draw.uniform(0, seconds))
+        os.kill(process, signal.SIGKILL)  # one that has ended is there until it is waited for
+        if wait(process) == KILLED:
+            tally.add(name, _resumed(runs, name))
         else:
-            killed = _kill_after(runs.start(name), draw.uniform(0, seconds))
-        if not killed and runs.run_dir(name).exists():
-            runs.run_dir(name).rename(runs.folder / f"unhurt-{time.monotonic_ns()}")
-            runs.trace(name).unlink(missing_ok=True)
-            continue
-        status = runs.run(name, "--resume=auto")
-        loss = f"resumed with status {status}" if status else runs.difference(name, "whole")
-        tally.add(name, loss)
+            runs.forget(name)
     return tally
 
 
-def _kill_after(process: int, seconds: float) -> bool:
-    """Whether the process was still there to be killed."""
-    time.sleep(seconds)
-    os.kill(process, signal.SIGKILL)  # a process that has ended is there until it is waited for
-    return wait(process) == -signal.SIGKILL
+def kill_at_file_events(runs: WarmRuns, number: int, seed: int = 0) -> Tally:
+    """Kill so many runs at events spread over all that a run does to files, and resume them.
+
+    Every third is killed again while it is resumed.
+    """
+    draw, tally = random.Random(seed), Tally()
+    counted = runs.folder / "file-events"
+    runs.whole(*_own_cache(runs, "whole"), prepare=count_file_events(runs.place("whole"), counted))
+    for death in deaths(counted, number, draw):
+        name = f"event-{death.event}-torn-{death.torn:g}"
+        tally.add(name, _killed_at(runs, name, death, draw if tally.tried % 3 == 2 else None))
+    return tally
 
 
-def _die_in_a_save(draw: random.Random) -> Callable[[], None]:
-    """Kill the process before or after a system call of one of its writes."""
-    step, countdown, before = draw.choice(SAVE_STEPS), draw.randrange(1, 40), draw.random() < 0.5
+def _killed_at(runs: WarmRuns, name: str, death: Death, again: random.Random | None) -> str:
+    options, folder = _own_cache(runs, name), runs.place(name)
+    status = runs.run(name, *options, prepare=die_at_file_event(folder, death))
+    if status != KILLED:
+        return f"ended with status {status} before it could be killed"
+    if again is not None:
+        second = Death(again.randrange(1, death.event + 1), again.choice((0.0, 0.5, 1.0)))
+        status = _resume(runs, name, *options, prepare=die_at_file_event(folder, second))
+        if status not in (KILLED, 0):
+            return f"resumed with status {status}: {last_words(runs.log(name))}"
+    return _resumed(runs, name, *options)
 
-    def prepare() -> None:
-        owner: Any = {"_create_in": atomic_write, "fsync": os, "replace": Path}[step]
-        call, calls = getattr(owner, step), [0]
 
-        def dying(*arguments: Any, **keywords: Any) -> Any:
-            calls[0] += 1
-            if before and calls[0] == countdown:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = call(*arguments, **keywords)
-            if calls[0] == countdown:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+def _own_cache(runs: WarmRuns, name: str) -> tuple[str, ...]:
+    return (f"--data.cache_dir={runs.place(name)}/cache",)
 
-        setattr(owner, step, dying)
 
-    return prepare
+def _resumed(runs: WarmRuns, name: str, *options: str) -> str:
+    """What was lost; empty if nothing was."""
+    status = _resume(runs, name, *options)
+    if status:
+        return f"resumed with status {status}: {last_words(runs.log(name))}"
+    return runs.difference(name)
+
+
+def _resume(runs: WarmRuns, name: str, *options: str, **how: Any) -> int:
+    """Go on as the documentation says: with the run's own config where it has been written."""
+    saved = runs.run_dir(name) / "config.yaml"
+    config = saved if saved.exists() else runs.config
+    return runs.run(name, "--resume=auto", *options, config=config, **how)

@@ -21,7 +21,7 @@ def soak(runs: WarmRuns, steps: int) -> Tally:
         runs: Where.
         steps: Number of steps, some hundreds at least.
     """
-    measured, every, tally = runs.folder / "soak.jsonl", steps // 20, Tally()
+    measured, every, tally = runs.folder / "resources.jsonl", steps // 20, Tally()
 
     def prepare() -> None:
         from pgprune_lightning.training import PolicyGradientPruning

@@ -8,8 +8,9 @@ import signal
 import socket
 import time
 
+from tests.faults.processes import wait
 from tests.faults.tally import Tally
-from tests.faults.warm_runs import WarmRuns, wait
+from tests.faults.warm_runs import WarmRuns
 
 RANKS = (0, 1)
 
@@ -33,7 +34,7 @@ def _stop(runs: WarmRuns, name: str, draw: random.Random, seconds: float, kind: 
     """What was lost, empty if nothing was; None if the run had ended before the signal."""
     processes = _start(runs, name)
     if kind == 3:  # one rank alone: only while steps are taken can it tell the other
-        _wait_for_steps(runs, name, draw.randrange(1, 8))
+        runs.wait_for_steps(f"{name}@0", draw.randrange(1, 8))
     else:
         time.sleep(draw.uniform(0.1, seconds))
     for process in processes[:1] if kind == 3 else processes:
@@ -85,11 +86,3 @@ def _start(runs: WarmRuns, name: str, *options: str) -> list[int]:
 def _finish(processes: list[int]) -> tuple[list[int], float]:
     start = time.monotonic()
     return [wait(process) for process in processes], time.monotonic() - start
-
-
-def _wait_for_steps(runs: WarmRuns, name: str, steps: int) -> None:
-    trace, end = runs.trace(f"{name}@0"), time.monotonic() + 60
-    while time.monotonic() < end:
-        if trace.exists() and len(trace.read_text().splitlines()) >= steps:
-            return
-        time.sleep(0.01)

@@ -1,28 +1,18 @@
-"""Many runs of the program in seconds each: forked from a process that has imported everything."""
+"""Runs of a small model in seconds each, and what of them is not as it should be."""
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-import sys
-import threading
+import shutil
 import time
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
-from pgprune_lightning.cli import main
-from tests.run_traces import files_of, recorded_steps, steps_of
-
-HANGS_AFTER = 120.0
-"""Seconds after which a run counts as hanging."""
+from tests.faults.processes import HANGS_AFTER, last_words, start, wait
+from tests.run_traces import files_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -37,92 +27,89 @@ class WarmRuns:
     config: Path
     folder: Path
 
-    def start(
-        self,
-        name: str,
-        *options: str,
-        prepare: Callable[[], None] | None = None,
-        environment: dict[str, str] | None = None,
-    ) -> int:
-        """Fork a `fit` in the folder `name` and return its process id.
+    def start(self, name: str, *options: str, config: Path | None = None, **how: Any) -> int:
+        """Fork a `fit` in the run's folder and return its process id.
 
         Args:
             name: The run; its second start appends to its log and trace.
             options: After the config on the command line.
-            prepare: Called in the new process before the program.
-            environment: Variables of the new process.
+            config: The config file, if it is another.
+            how: More for `processes.start`.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
-        process = os.fork()
-        if process:
-            return process
-        status = 1
-        try:
-            log = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-            os.environ.update(environment or {})
-            faulthandler.register(signal.SIGQUIT)
-            # Its own lock is shared by all that were forked: one that is killed keeps it for ever.
-            tqdm.set_lock(threading.RLock())
-            if prepare is not None:
-                prepare()
-            with recorded_steps(self.trace(name)):
-                own = ["--config", str(self.config), f"--run_dir={self.run_dir(name)}"]
-                status = main(["fit", *own, *options])
-        except SystemExit as end:
-            status = int(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)  # what pytest or the caller would do at exit is not for this process
+        own = ["--config", str(config or self.config), f"--run_dir={self.run_dir(name)}"]
+        return start(["fit", *own, *options], self.log(name), trace=self.trace(name), **how)
 
     def run(self, name: str, *options: str, timeout: float = HANGS_AFTER, **how: Any) -> int:
         """Start a run, wait for it and return its status."""
         return wait(self.start(name, *options, **how), timeout)
 
+    def whole(self, *options: str, **how: Any) -> None:
+        """Make the run `whole`, which nothing happens to.
+
+        Raises:
+            RuntimeError: If it fails.
+        """
+        if self.run("whole", *options, **how):
+            raise RuntimeError(last_words(self.log("whole")))
+
+    def wait_for_steps(self, name: str, steps: int) -> None:
+        """Wait, for a minute at most, until a run has taken so many steps."""
+        trace, end = self.trace(name), time.monotonic() + 60
+        while time.monotonic() < end:
+            if trace.exists() and len(trace.read_text().splitlines()) >= steps:
+                return
+            time.sleep(0.01)
+
+    def forget(self, name: str) -> None:
+        """Remove a run, so that another may have its name."""
+        shutil.rmtree(self.place(name), ignore_errors=True)
+        for file in (self.log(name), self.trace(name)):
+            file.unlink(missing_ok=True)
+
+    def place(self, name: str) -> Path:
+        """The folder around a run; ranks of one run, `NAME@RANK`, share it."""
+        return self.folder / name.partition("@")[0]
+
     def run_dir(self, name: str) -> Path:
-        """The folder of a run; ranks of one run, `NAME@RANK`, share it."""
-        return self.folder / name.partition("@")[0] / "run"
+        """The folder of a run."""
+        return self.place(name) / "run"
 
     def log(self, name: str) -> Path:
         """What a run has printed."""
-        (self.folder / name.partition("@")[0]).mkdir(exist_ok=True)
-        return self.folder / name.partition("@")[0] / f"{name}.log"
+        return self.folder / f"{name}.log"
 
     def trace(self, name: str) -> Path:
         """The steps of a run."""
-        return self.log(name).with_suffix(".jsonl")
+        return self.folder / f"{name}.jsonl"
 
-    def difference(self, name: str, whole: str) -> str:
-        """What of a run is not as in an uninterrupted one; empty if nothing is."""
+    def difference(self, name: str, whole: str = "whole", *, besides: Collection[str] = ()) -> str:
+        """What of a run is not as in an uninterrupted one; empty if nothing is.
+
+        Args:
+            name: The run.
+            whole: The uninterrupted one.
+            besides: Parts that may differ.
+        """
         try:
             if steps_of(self.trace(name)) != steps_of(self.trace(whole)):
                 return "its steps differ"
-            left, expected = files_of(self.run_dir(name)), files_of(self.run_dir(whole))
+            left, expected = self._left(name), self._left(whole)
         except (AssertionError, OSError, ValueError) as error:
             return str(error)
-        return ", ".join(part for part in expected if left[part] != expected[part])
+        return ", ".join(
+            part for part in expected if part not in besides and left[part] != expected[part]
+        )
 
-
-def wait(process: int, timeout: float = HANGS_AFTER) -> int:
-    """Wait for a process and return its status; kill what hangs, whose status is then -9."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(process, signal.SIGQUIT)  # its log then says where it hangs
-    time.sleep(1.0)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return -signal.SIGKILL
+    def _left(self, name: str) -> dict[str, Any]:
+        """All that a run has left; of what others may share, the tokens, nothing is removed."""
+        place, run_dir = self.place(name), self.run_dir(name)
+        config = (run_dir / "config.yaml").read_text()
+        paths = [path for path in run_dir.rglob("*") if path.suffix != ".ckpt"]
+        beside = [path for path in place.iterdir() if path.name != "cache"]
+        return files_of(run_dir) | {
+            "names": sorted(str(path.relative_to(place)) for path in (*paths, *beside)),
+            "config": yaml.safe_load(config.replace(str(place), "")) | {"resume": None},
+        }
 
 
 def make_warm_runs(data: Path, folder: Path, **trainer: Any) -> WarmRuns:
