@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, MaskSpace, shift_logits
 
 Normalization = Literal["layer", "global", "per_parameter"]
 
@@ -85,7 +85,7 @@ def sigmoid_norm(
     """
     logits_U = slope * normalized_U
     if shift_to_budget:
-        logits_U = feasible_set.shift_logits(logits_U)
+        logits_U = shift_logits(logits_U, feasible_set)
     return feasible_set.project(torch.sigmoid(logits_U))
 
 

@@ -2,6 +2,7 @@
 
 from pgprune_lightning.policy.bernoulli import BernoulliPolicy, mask_generator, score
 from pgprune_lightning.policy.budget import FeasibleSet
+from pgprune_lightning.policy.budgeted_logits import shift_logits
 from pgprune_lightning.policy.constraint import BudgetScope, Constraint
 from pgprune_lightning.policy.estimators import (
     Antithetic,
@@ -65,6 +66,7 @@ __all__ = [
     "mask_generator",
     "project_onto_budget",
     "score",
+    "shift_logits",
     "snapshot",
     "unit_multiples",
 ]

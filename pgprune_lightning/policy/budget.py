@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.constraint import (
     BudgetScope,
     Constraint,
@@ -192,25 +191,6 @@ class FeasibleSet:
         kept = self.costs_U @ s_U.detach().cpu().double()
         return float(kept / self.costs_U.sum())
 
-    def shift_logits(self, x_U: Tensor) -> Tensor:
-        """Shift the logits of each budget's free units so that the sigmoids meet its limit.
-
-        Args:
-            x_U: Logits, (U,), finite.
-
-        Returns:
-            `x + b` with one constant `b` a constraint, (U,) float64, such that the kept cost is
-            the limit to within 1e-10 of the whole cost; protected units' logits unchanged. Layer
-            bounds are left to the projection: an initial policy is shifted, then projected.
-        """
-        shifted_U = x_U.detach().double().clone()
-        if not bool(shifted_U.isfinite().all()):
-            raise UserError("Initial logits must be finite. Check the metric that they come from.")
-        for constraint in self.constraints_on(x_U.device):
-            units = constraint.units
-            shifted_U[units] += _sigmoid_shift(shifted_U[units], constraint.costs, constraint.limit)
-        return shifted_U
-
 
 def _blocked(
     space: MaskSpace, constraint: Constraint, multiples: Mapping[UnitKind, int]
@@ -242,15 +222,3 @@ def _kept_within_groups(s_N: Tensor, constraint: Constraint) -> Tensor:
     rest_N = allowed_N & ~kept_N
     kept_N[rest_N] = fitting(costs_N[rest_N], constraint.limit - float(costs_N[kept_N].sum()))
     return torch.zeros_like(kept_N).scatter_(0, ranked_N, kept_N)
-
-
-def _sigmoid_shift(x_N: Tensor, costs_N: Tensor, limit: float) -> float:
-    """Bisect for the b with sum(costs * sigmoid(x + b)) = limit."""
-    # Beyond 60 a sigmoid is 0 or 1 to the last digit: the ends stand for the bounds themselves.
-    low, high = -60.0 - float(x_N.max()), 60.0 - float(x_N.min())
-    while low < (middle := (low + high) / 2) < high:
-        if float(costs_N @ (x_N + middle).sigmoid()) > limit:
-            high = middle
-        else:
-            low = middle
-    return low

@@ -19,6 +19,7 @@ from pgprune_lightning.policy.budget import FeasibleSet
 
 _TOLERANCE = 1e-14  # of the kept cost, as a share of the whole one
 _MOST_ROUNDS = 200  # of bisection alone they would be enough
+_FAR = 800.0  # where a sigmoid is exactly 0 or 1
 _MARGIN = 1e-3  # how near a bound, as a share of the way between them, a unit at a bound starts
 
 
@@ -49,41 +50,70 @@ def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tens
     Raises:
         UserError: A logit is not finite.
     """
-    if not bool(logits_U.isfinite().all()):
-        raise UserError(
-            f"{int((~logits_U.isfinite()).sum())} of {len(logits_U)} logits are not finite. "
-            "Lower the step size, or look for a loss that is not finite."
-        )
+    _check_finite(logits_U)
     s_U = torch.ones_like(logits_U)
     for constraint in feasible_set.constraints_on(logits_U.device):
         span, total = constraint.upper - constraint.lower, constraint.total_cost
         share = (constraint.limit / total - constraint.lower) / span
-        weights_N = constraint.costs / total
-        sigmoid_N = _sigmoids_with_mean(logits_U[constraint.units], weights_N, share)
+        x_N = logits_U[constraint.units]
+        sigmoid_N = (x_N + _shift(x_N, constraint.costs / total, share)).sigmoid()
         s_U[constraint.units] = constraint.lower + span * sigmoid_N
     return s_U
 
 
-def _sigmoids_with_mean(x_N: Tensor, weights_N: Tensor, mean: float) -> Tensor:
-    """Find sigmoid(x + b) whose weighted mean is given; Newton within a bracket."""
-    if not _TOLERANCE < mean < 1 - _TOLERANCE:
-        return torch.full_like(x_N, float(mean > 0.5))
+def shift_logits(logits_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
+    """Shift the logits of each budget's free units so that their sigmoids meet its limit.
+
+    Args:
+        logits_U: Logits x, (U,).
+        feasible_set: Budgets. Bounds are left to the projection: an initial policy is shifted,
+            then projected.
+
+    Returns:
+        `x + b` with one constant `b` a budget, (U,) float64: the kept cost is the limit to within
+        1e-12 of the whole cost; protected units' logits unchanged.
+
+    Raises:
+        UserError: A logit is not finite.
+    """
+    _check_finite(logits_U)
+    shifted_U = logits_U.detach().double().clone()
+    for constraint in feasible_set.constraints_on(logits_U.device):
+        x_N, total = shifted_U[constraint.units], constraint.total_cost
+        shift = _shift(x_N, constraint.costs / total, constraint.limit / total)
+        shifted_U[constraint.units] = x_N + shift
+    return shifted_U
+
+
+def _check_finite(logits_U: Tensor) -> None:
+    if not bool(logits_U.isfinite().all()):
+        raise UserError(
+            f"{int((~logits_U.isfinite()).sum())} of {len(logits_U)} logits are not finite. "
+            "Lower the step size, or look for a loss or a metric that is not finite."
+        )
+
+
+def _shift(x_N: Tensor, weights_N: Tensor, mean: float) -> Tensor:
+    """Find the b with a given weighted mean of sigmoid(x + b); Newton within a bracket."""
+    if mean <= _TOLERANCE:
+        return -_FAR - x_N.max()
+    if mean >= 1 - _TOLERANCE:
+        return _FAR - x_N.min()
     # At its ends every sigmoid is on one side of the mean.
     level = math.log(mean) - math.log1p(-mean)
     low, high = level - x_N.max(), level - x_N.min()
     shift = (low + high) / 2
-    sigmoid_N = (x_N + shift).sigmoid()
     for _ in range(_MOST_ROUNDS):
+        sigmoid_N = (x_N + shift).sigmoid()
         excess, slope = weights_N @ sigmoid_N - mean, weights_N @ (sigmoid_N * (1 - sigmoid_N))
         if abs(float(excess)) <= _TOLERANCE:
             break
         low, high = (low, shift) if excess > 0 else (shift, high)
         newton = shift - excess / slope  # not finite where no unit moves any more
         shift = newton if low < newton < high else (low + high) / 2
-        sigmoid_N = (x_N + shift).sigmoid()
         if not low < shift < high:
             break
-    return sigmoid_N
+    return shift
 
 
 def logits_of(probabilities_U: Tensor, feasible_set: FeasibleSet) -> Tensor:

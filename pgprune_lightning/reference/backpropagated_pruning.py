@@ -15,7 +15,7 @@ from torch.optim import Adam
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.gates import gate_gradient, gated
-from pgprune_lightning.policy import mask_generator
+from pgprune_lightning.policy import mask_generator, shift_logits
 from pgprune_lightning.reference.gate_draw import GateDraw
 from pgprune_lightning.reference.logit_gradient import logit_gradient
 from pgprune_lightning.reference.straight_through import StraightThrough
@@ -146,7 +146,7 @@ class BackpropagatedPruning(PolicyGradientPruning):
         # That of the step that comes, as the projection of `PolicyGradientPruning`; the optimizer
         # has counted this one.
         feasible_set = self.budgets.at(self.global_step).feasible_set
-        self.logits_U.copy_(feasible_set.shift_logits(self.logits_U))
+        self.logits_U.copy_(shift_logits(self.logits_U, feasible_set))
         self.policy.keep_probabilities.copy_(feasible_set.project(self.logits_U.sigmoid()))
 
     def _share_done(self) -> float:

@@ -179,35 +179,6 @@ def test_expected_keep_ratio_weighs_by_the_scope(space):
     assert weighted == pytest.approx(35 / 564)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("keep_ratio", [0.5, 0.9, 1.0])
-def test_shifted_logits_meet_the_limits_by_one_constant_each(space, scope, keep_ratio):
-    feasible = FeasibleSet(space, keep_ratio, scope=scope, protected_layers=[0])
-    x = random_point(7, scale=20.0)
-    shifted = feasible.shift_logits(x)
-    for constraint in feasible.constraints:
-        kept = float(constraint.costs @ shifted[constraint.units].sigmoid())
-        assert abs(kept - constraint.limit) <= 1e-10 * float(constraint.costs.sum())
-        shifts = (shifted - x)[constraint.units]
-        torch.testing.assert_close(shifts, shifts[0].expand_as(shifts), atol=1e-11, rtol=0)
-    assert space.view(shifted, 0, "kv_group").equal(space.view(x, 0, "kv_group"))
-
-
-def test_logits_of_a_spent_budget_go_to_zero(space):
-    feasible = FeasibleSet(space, 6 / 22, scope="units", protected_layers=[1])
-    (constraint,) = feasible.constraints
-    assert constraint.limit == 0
-    shifted = feasible.shift_logits(random_point(7, scale=20.0))
-    assert shifted[constraint.units].sigmoid().sum() <= 1e-10 * len(constraint.units)
-
-
-def test_logits_must_be_finite(space):
-    x = random_point(0)
-    x[3] = float("nan")
-    with pytest.raises(UserError, match="finite"):
-        FeasibleSet(space, 0.7).shift_logits(x)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,6 +11,7 @@ from pgprune_lightning.policy.budgeted_logits import (
     logits_of,
     probabilities_on_budget,
     pull_back,
+    shift_logits,
 )
 
 SCOPES = ["per_kind", "per_layer", "units", "parameters"]
@@ -61,17 +62,38 @@ def test_logits_of_very_different_magnitude_meet_their_budget(power, mean):
     generator = torch.Generator().manual_seed(0)
     x_N = 5 * torch.randn(1000, generator=generator, dtype=torch.float64) ** power
     weights_N = torch.full_like(x_N, 1e-3)
-    s_N = budgeted_logits._sigmoids_with_mean(x_N, weights_N, mean)
+    s_N = (x_N + budgeted_logits._shift(x_N, weights_N, mean)).sigmoid()
     assert float(weights_N @ s_N) == pytest.approx(mean, abs=1e-12)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_without_bounds_the_shift_is_that_of_an_initial_policy(space, scope):
-    budget, x_U = feasible(space, scope), draw(0, 2.0)
-    expected_U = budget.shift_logits(x_U).sigmoid()
-    free_U = torch.cat([constraint.units for constraint in budget.constraints])
-    s_U = probabilities_on_budget(x_U, budget)
-    torch.testing.assert_close(s_U[free_U], expected_U[free_U], rtol=0, atol=1e-9)
+@pytest.mark.parametrize("keep_ratio", [0.5, 0.9, 1.0])
+def test_shifted_logits_meet_the_limits_by_one_constant_each(space, scope, keep_ratio):
+    feasible = FeasibleSet(space, keep_ratio, scope=scope, protected_layers=[0])
+    x = draw(7, 20.0)
+    shifted = shift_logits(x, feasible)
+    for constraint in feasible.constraints:
+        kept = float(constraint.costs @ shifted[constraint.units].sigmoid())
+        assert abs(kept - constraint.limit) <= 1e-12 * float(constraint.costs.sum())
+        shifts = (shifted - x)[constraint.units]
+        torch.testing.assert_close(shifts, shifts[0].expand_as(shifts), atol=1e-11, rtol=0)
+    assert space.view(shifted, 0, "kv_group").equal(space.view(x, 0, "kv_group"))
+
+
+def test_logits_of_a_spent_budget_go_to_zero(space):
+    feasible = FeasibleSet(space, 6 / 22, scope="units", protected_layers=[1])
+    (constraint,) = feasible.constraints
+    assert constraint.limit == 0
+    shifted = shift_logits(draw(7, 20.0), feasible)
+    assert shifted[constraint.units].sigmoid().sum() == 0
+    assert shifted.isfinite().all()
+
+
+def test_logits_must_be_finite(space):
+    x = draw(0, 1.0)
+    x[3] = float("nan")
+    with pytest.raises(UserError, match="1 of 22 logits are not finite"):
+        shift_logits(x, FeasibleSet(space, 0.7))
 
 
 def test_a_budget_at_the_upper_bound_puts_every_unit_there(space):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, MaskSpace, shift_logits
 from pgprune_lightning.policy.layer_bounds import bound_groups
 from tests.policy_points import SCOPES, random_points
 
@@ -69,8 +69,8 @@ def test_shifted_logits_are_made_feasible_by_the_projection(space, scope):
     feasible = FeasibleSet(space, 0.7, scope=scope, fill=True, layer_keep_ratios=(0.5, 0.9))
     free = FeasibleSet(space, 0.7, scope=scope, fill=True)
     for x in random_points(3, scale=5.0):
-        assert feasible.shift_logits(x).equal(free.shift_logits(x))
-        s = feasible.project(feasible.shift_logits(x).sigmoid())
+        assert shift_logits(x, feasible).equal(shift_logits(x, free))
+        s = feasible.project(shift_logits(x, feasible).sigmoid())
         assert feasible.contains(s)
 
 

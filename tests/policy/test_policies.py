@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import FeasibleSet, FreeLogits, FreeProbabilities, StructuredLogits
+from pgprune_lightning.policy import (
+    FeasibleSet,
+    FreeLogits,
+    FreeProbabilities,
+    StructuredLogits,
+    shift_logits,
+)
 
 LOGIT_POLICIES = {
     "free_logits": FreeLogits,
@@ -145,13 +151,13 @@ def test_structured_logits_start_at_the_metric(space):
     metric_U = draw(22)
     policy.take_features(metric_U[None], slope=2.0)
     policy.start_from(torch.full((22,), 0.6).double(), budget)
-    expected_U = budget.shift_logits(2 * metric_U).sigmoid()
+    expected_U = shift_logits(2 * metric_U, budget).sigmoid()
     torch.testing.assert_close(policy.keep_probabilities, expected_U, rtol=0, atol=1e-9)
     assert policy.offsets_and_slopes.shape == (6, 2)
     for make in (POLICIES["structured_free_heads"], POLICIES["structured_two_metrics"]):
         other = started(make, space, budget)
         first_U = other.features_FU[0]
-        expected_U = budget.shift_logits(1.5 * first_U).sigmoid()
+        expected_U = shift_logits(1.5 * first_U, budget).sigmoid()
         torch.testing.assert_close(other.keep_probabilities, expected_U, rtol=0, atol=1e-9)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import callbacks
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.policy import shift_logits
 from pgprune_lightning.reference import (
     BackpropagatedPruning,
     GateDraw,
@@ -55,7 +56,7 @@ def test_the_first_step_is_that_of_its_definition(tiny_run: TinyRun) -> None:
     # Adam's first step is lr times the sign of the gradient, which the shift does not change.
     price = _price(start, s_U, gradient_U)
     logits_U = s_U.logit() - 0.05 * (gradient_U - price).sign()
-    expected_U = start.feasible_set.shift_logits(logits_U).sigmoid()
+    expected_U = shift_logits(logits_U, start.feasible_set).sigmoid()
     torch.testing.assert_close(
         trained.policy.keep_probabilities.detach(), expected_U, rtol=1e-6, atol=1e-9
     )
