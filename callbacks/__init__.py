@@ -1,6 +1,7 @@
 """Observers of a run: they log, measure and save, and change no trained number."""
 
 from callbacks.baseline_tracker import BaselineTracker
+from callbacks.deleted_files import DeletedFiles
 from callbacks.early_stop import EarlyStop
 from callbacks.mask_checkpoint import MaskCheckpoint
 from callbacks.outcome_report import OutcomeReport
@@ -14,6 +15,7 @@ from callbacks.training_progress import TrainingProgress
 
 __all__ = [
     "BaselineTracker",
+    "DeletedFiles",
     "EarlyStop",
     "MaskCheckpoint",
     "OutcomeReport",

@@ -20,9 +20,11 @@ from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoint_file import read_policy
 from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
+from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
 from pgprune_lightning.training.resume import find_checkpoint
 from pgprune_lightning.training.run_folder import (
+    NEVER_DELETED,
     ExistingRun,
     check_run_folder,
     claim_run_folder,
@@ -55,6 +57,8 @@ class PruningCLI(LightningCLI):
 
     checkpoint: Path | None = None
     """What a fit goes on from."""
+    watch: FolderWatch
+    """Of the folder that a fit writes."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -193,6 +197,15 @@ class PruningCLI(LightningCLI):
                 print(f"Going on from {self.checkpoint}", file=sys.stderr, flush=True)
         own = build_loggers(run_dir, self.config_init.fit.wandb)
         self.trainer.loggers = [*own, *self.trainer.loggers]
+        self.watch = FolderWatch(run_dir, NEVER_DELETED)
+        observers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        observers.insert(0, callbacks.DeletedFiles(self.watch))
+
+    def after_fit(self) -> None:
+        """Refuse to end well where files of the run were deleted."""
+        if self._writes_run() and self.trainer.is_global_zero:
+            self.watch.look()
+            self.watch.check()
 
     def _writes_run(self) -> bool:
         return self.config.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run

@@ -37,9 +37,21 @@ class SaveResolvedConfig(SaveConfigCallback):
         `validate` and `test` leave the file of their run as it was.
         """
         del pl_module
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._write()
+            for logger in trainer.loggers:
+                logger.log_hyperparams(plain(self.config.as_dict()))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file again if it was deleted during the run."""
+        del pl_module
+        if trainer.is_global_zero and not self._path.exists():
+            self._write()
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.config.run_dir) / self.config_filename
+
+    def _write(self) -> None:
         text = self.parser.dump(self.config, skip_unset=False)
-        write_atomically(Path(self.config.run_dir) / self.config_filename, text.encode())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(plain(self.config.as_dict()))
+        write_atomically(self._path, text.encode())

@@ -12,25 +12,10 @@ import pytest
 import torch
 
 from pgprune_lightning import atomic_write
-from pgprune_lightning.training import PolicyGradientPruning
 from tests.run_traces import files_of, recorded_steps, steps_of
-from tests.tiny_commands import TinyCommand, refused
+from tests.tiny_commands import AtStep, TinyCommand, refused
 
 EVERY_STEP = ("--checkpoint.every_n_train_steps=1", "--resume=auto")
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """Does something at the beginning of a step."""
-    training_step = PolicyGradientPruning.training_step
-    actions: dict[int, Callable[[], None]] = {}
-
-    def step(self: PolicyGradientPruning, batch: Any, batch_idx: int) -> Any:
-        actions.get(self.global_step, lambda: None)()
-        return training_step(self, batch, batch_idx)
-
-    monkeypatch.setattr(PolicyGradientPruning, "training_step", step)
-    return actions.__setitem__
 
 
 def _breaking(number: int) -> Callable[..., NoReturn]:
@@ -55,7 +40,7 @@ def _but_kept(files: dict[str, Any]) -> dict[str, Any]:
 def test_the_run_goes_on_and_its_last_good_checkpoint_stands(
     tiny_command: TinyCommand,
     tmp_path: Path,
-    at_step: Callable[[int, Callable[[], None]], None],
+    at_step: AtStep,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
 ) -> None:
@@ -78,7 +63,7 @@ def test_the_run_goes_on_and_its_last_good_checkpoint_stands(
 
 def test_a_disk_that_is_full_for_a_while_leaves_no_trace(
     tiny_command: TinyCommand,
-    at_step: Callable[[int, Callable[[], None]], None],
+    at_step: AtStep,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = tiny_command.run_dir.with_name("whole")
@@ -103,22 +88,6 @@ def test_a_disk_that_is_full_for_a_while_leaves_no_trace(
     assert _but_kept(files_of(tiny_command.run_dir)) == _but_kept(files_of(whole))
 
 
-def test_a_folder_that_vanishes_is_made_again(
-    tiny_command: TinyCommand, at_step: Callable[[int, Callable[[], None]], None]
-) -> None:
-    whole = tiny_command.run_dir.with_name("whole")
-    assert tiny_command("fit", *EVERY_STEP, f"--run_dir={whole}").status == 0
-    at_step(4, lambda: shutil.rmtree(tiny_command.run_dir))
-    with pytest.warns(UserWarning, match="has vanished"):
-        outcome = tiny_command("fit", *EVERY_STEP)
-    assert outcome.status == 0, outcome.err
-    left, expected = files_of(tiny_command.run_dir), files_of(whole)
-    for files in (_but_kept(left), _but_kept(expected)):
-        rows = files.pop("metrics").splitlines()
-        files["rows"] = rows[:1] + rows[-2:]
-    assert left == expected
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
@@ -135,7 +104,7 @@ def test_a_real_disk_that_fills_up(
     tiny_command: TinyCommand,
     tmp_path: Path,
     small_disk: Path,
-    at_step: Callable[[int, Callable[[], None]], None],
+    at_step: AtStep,
 ) -> None:
     filler = small_disk / "filler"
 

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
+AtStep = Callable[[int, Callable[[], None]], None]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -80,6 +82,22 @@ def tiny_command(
     run_dir = tmp_path / "run"
     config.write_text(yaml.safe_dump(tiny_config(tiny_model_folder, tiny_texts, run_dir)))
     return TinyCommand(config, run_dir, lambda status: Outcome(status, *capsys.readouterr()))
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> AtStep:
+    """Does something at the beginning of a step."""
+    from pgprune_lightning.training import PolicyGradientPruning
+
+    training_step = PolicyGradientPruning.training_step
+    actions: dict[int, Callable[[], None]] = {}
+
+    def step(self: PolicyGradientPruning, batch: Any, batch_idx: int) -> Any:
+        actions.get(self.global_step, lambda: None)()
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PolicyGradientPruning, "training_step", step)
+    return actions.__setitem__
 
 
 @pytest.fixture

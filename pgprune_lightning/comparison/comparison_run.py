@@ -49,7 +49,7 @@ def run_comparison(
         command: How the program was called.
 
     Returns:
-        Whether every cell is there.
+        Whether every cell is there, and on the disk.
 
     Raises:
         UserError: If a cell's options cannot work, before any of them is computed.
@@ -67,7 +67,13 @@ def run_comparison(
             except Exception as error:  # other cells are worth having without this one
                 errors.append((cell, _report(cell, error)))
     _write(experiment, collect(experiment, finished, errors, command), output)
-    return not errors
+    deleted = [cell for cell, _ in finished if finished_result(cell) is None]
+    for cell in deleted:
+        print_error(
+            f"{cell.title}: {cell.folder}, or a part of it, was deleted during the run. The tables "
+            "have its numbers; the same command computes it again."
+        )
+    return not (errors or deleted)
 
 
 def _result(

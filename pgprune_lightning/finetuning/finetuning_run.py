@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from pgprune_lightning.finetuning.work_folder import (
     work_folder,
 )
 from pgprune_lightning.masking.fingerprint import model_fingerprint
+from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.metrics_file import METRICS_FILE, MetricsFile
 
 
@@ -83,7 +85,8 @@ def run_finetuning(job: Job) -> dict[str, Any]:
 
     Raises:
         UserError: If there is nothing that could be gone on with where it should, the loss is not
-            finite, the disk is full, or the tuned model does not reload as it was.
+            finite, the disk is full, the tuned model does not reload as it was, or files of the
+            work folder were deleted, in which case the tuned model is there nevertheless.
         SystemExit: If it was asked to stop.
     """
     model = load_exported(job.exported, job.dtype, job.device)
@@ -106,10 +109,15 @@ def run_finetuning(job: Job) -> dict[str, Any]:
     metrics = MetricsFile(work)
     progress = restored(state, training, metrics) or Progress(before)
     _announce(training, adapted, resumed=state is not None)
-    train_resumably(training, checkpoints, metrics, progress, every=job.every)
+    watch = FolderWatch(work, (METRICS_FILE, CHECKPOINTS))
+    train_resumably(training, checkpoints, metrics, progress, watch, every=job.every)
     with whole_folder(job.output) as folder:
         result = _finish(job, adapted, progress, folder)
-    remove_work_folder(job.output)
+    watch.look()
+    try:
+        watch.check()
+    finally:
+        remove_work_folder(job.output)
     return result
 
 
@@ -138,7 +146,8 @@ def _finish(job: Job, adapted: Any, progress: Progress, folder: Path) -> dict[st
         "max_logit_difference": difference,
         "provenance": provenance(job.device) | {"command": job.command},
     }
-    shutil.copyfile(work_folder(job.output) / METRICS_FILE, folder / METRICS_FILE)
+    with suppress(FileNotFoundError):  # it was deleted, as is said in the end
+        shutil.copyfile(work_folder(job.output) / METRICS_FILE, folder / METRICS_FILE)
     write_atomically(folder / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
     return result
 

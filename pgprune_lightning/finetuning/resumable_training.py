@@ -11,6 +11,7 @@ from typing import Any
 from pgprune_lightning.finetuning.adapter_checkpoints import AdapterCheckpoints
 from pgprune_lightning.finetuning.adapter_training import AdapterTraining
 from pgprune_lightning.stop_signals import noted_stop_signals
+from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.metrics_file import MetricsFile
 
 
@@ -58,6 +59,7 @@ def train_resumably(
     checkpoints: AdapterCheckpoints,
     metrics: MetricsFile,
     progress: Progress,
+    watch: FolderWatch,
     *,
     every: int,
 ) -> None:
@@ -69,6 +71,7 @@ def train_resumably(
             and after the step in which a stop signal comes.
         metrics: Where loss and step size go.
         progress: What was found so far; brought up to date.
+        watch: Of the folder that checkpoints and metrics lie in.
         every: Steps between checkpoints.
 
     Raises:
@@ -86,6 +89,7 @@ def train_resumably(
     with noted_stop_signals() as stop, closing(training.steps("fine-tuning")) as steps:
         lr = training.lr
         for loss in steps:
+            watch.look()
             metrics.log_metrics({"loss": loss, "lr": lr}, training.step)
             lr = training.lr
             progress.seconds = time.monotonic() - start

@@ -98,7 +98,6 @@ class MetricsFile(Logger):
         self._row: dict[str, float] = {}
         self._unwritten: list[dict[str, float]] = []
         self._has_failed = False
-        self._has_written = False
         self._is_resuming = False
         self._take_over()
 
@@ -195,8 +194,6 @@ class MetricsFile(Logger):
 
     def _append(self, row: dict[str, float]) -> None:
         new_columns = [name for name in row if name not in self._columns]
-        if self._has_written and not self._path.exists():
-            warnings.warn(f"{self._path} has vanished, with its earlier rows.", stacklevel=2)
         if new_columns or self._is_resuming or not self._path.exists():
             self._rewrite([*self._columns, *new_columns], before_step=row["step"])
             self._is_resuming = False
@@ -209,7 +206,6 @@ class MetricsFile(Logger):
         except OSError:
             os.truncate(self._path, size)  # a full disk takes a part
             raise
-        self._has_written = True
 
     def _rewrite(self, columns: list[str], before_step: float) -> None:
         """Write the header, and again the rows of earlier steps."""

@@ -9,6 +9,11 @@ from pgprune_lightning.errors import UserError
 ExistingRun = Literal["stop", "move_aside"]
 
 RUN_FILES = ("config.yaml", "metrics.csv", "plans", "checkpoints", "summary.json")
+NEVER_DELETED = (
+    *("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt"),
+    *(f"plans/{name}/plan.json" for name in ("initial", "best", "last")),
+)
+"""What a run replaces in its folder, and never removes."""
 
 
 def check_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool) -> None:
