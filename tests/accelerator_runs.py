@@ -39,11 +39,11 @@ from pgprune_lightning.policy import (
     Adam,
     Antithetic,
     DenseLossControlVariate,
-    ExploredLogits,
     FreeLogits,
     LeaveOneOut,
     LinearSurrogate,
     NaturalGradient,
+    PGPEPolicy,
     StructuredLogits,
 )
 from pgprune_lightning.reference import BackpropagatedPruning, StraightThrough
@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "paper": {},
     "fast": {
         "masks_per": "sequence",
-        "policy": ExploredLogits(),
+        "policy": PGPEPolicy(),
         "budget": "parameters",
         "initialization": Initialization(
             metric="fisher", normalization="per_parameter", num_blocks=8, refine_steps=3

@@ -205,7 +205,7 @@ model:
   fill_budget: true
   probability_bounds: [0.0, 1.0]
   policy:
-    class_path: pgprune_lightning.policy.ExploredLogits
+    class_path: pgprune_lightning.policy.PGPEPolicy
     init_args: {own_width: 3.0}
   masks_per: sequence
   num_mask_samples: 2

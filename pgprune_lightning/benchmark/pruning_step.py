@@ -60,8 +60,8 @@ class PruningStep:
         self._take_any_features(space)
         self.policy.start_from(start_U, feasible_set)
         self._estimator.to(self._device).prepare(space, self._probabilities_U)
-        settle = partial(self.policy.after_step, feasible_set, 0)
-        self._update = learning.update(self.policy, workload.lr, settle, learning.lr_rule)
+        project = partial(self.policy.project, feasible_set, 0)
+        self._update = learning.update(self.policy, workload.lr, project, learning.lr_rule)
 
     def __call__(self, step: int) -> Tensor:
         """Take a step; return the losses, (S,) float64, in nats per token."""

@@ -62,7 +62,7 @@ def _timed(
     policy.prepare(space, {})
     policy.to(device).start_from(feasible_set.project(start_U.to(device)), feasible_set)
     estimator = MovingAverageBaseline().to(device)
-    optimizer = ProjectedSGD(policy, lr, partial(policy.after_step, feasible_set, 0))
+    optimizer = ProjectedSGD(policy, lr, partial(policy.project, feasible_set, 0))
     losses_S = torch.linspace(3.0, 3.1, num_masks, dtype=torch.float64).to(device)
     probabilities_U = policy.keep_probabilities
     masks = {}

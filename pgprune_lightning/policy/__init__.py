@@ -13,18 +13,18 @@ from pgprune_lightning.policy.estimators import (
     MaskSamples,
     MovingAverageBaseline,
     PlainReinforce,
-    SymmetricExploration,
 )
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup, UnitKind
 from pgprune_lightning.policy.policies import (
-    ExploredLogits,
+    PGPE,
     FreeLogits,
     FreeProbabilities,
     MaskPolicy,
+    PGPEPolicy,
     StructuredLogits,
 )
 from pgprune_lightning.policy.projection import project_onto_budget
-from pgprune_lightning.policy.snapshot import snapshot
+from pgprune_lightning.policy.top_k import unit_multiples
 from pgprune_lightning.policy.updates import (
     Adam,
     NaturalGradient,
@@ -32,17 +32,17 @@ from pgprune_lightning.policy.updates import (
     ProjectedSGD,
     StepRule,
     UpdateFactory,
+    snapshot,
 )
-from pgprune_lightning.policy.whole_blocks import unit_multiples
 
 __all__ = [
+    "PGPE",
     "Adam",
     "Antithetic",
     "BernoulliPolicy",
     "BudgetScope",
     "Constraint",
     "DenseLossControlVariate",
-    "ExploredLogits",
     "FeasibleSet",
     "FreeLogits",
     "FreeProbabilities",
@@ -54,12 +54,12 @@ __all__ = [
     "MaskSpace",
     "MovingAverageBaseline",
     "NaturalGradient",
+    "PGPEPolicy",
     "PlainReinforce",
     "PolicyUpdate",
     "ProjectedSGD",
     "StepRule",
     "StructuredLogits",
-    "SymmetricExploration",
     "UnitGroup",
     "UnitKind",
     "UpdateFactory",

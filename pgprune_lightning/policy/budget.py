@@ -17,7 +17,6 @@ from pgprune_lightning.policy.constraint import (
     build_constraints,
     scope_costs,
 )
-from pgprune_lightning.policy.fitting import fitting, most_probable
 from pgprune_lightning.policy.layer_bounds import (
     ANY_RATIO,
     forced_and_allowed,
@@ -25,7 +24,13 @@ from pgprune_lightning.policy.layer_bounds import (
 )
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 from pgprune_lightning.policy.projection import project_onto_budget
-from pgprune_lightning.policy.whole_blocks import BlockedGroup, blocked_groups, kept_blocks
+from pgprune_lightning.policy.top_k import (
+    BlockedGroup,
+    blocked_groups,
+    fitting,
+    kept_blocks,
+    most_probable,
+)
 
 __all__ = ["BudgetScope", "Constraint", "FeasibleSet"]
 

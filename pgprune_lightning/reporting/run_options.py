@@ -36,7 +36,7 @@ DECISIVE = {
 }
 """What the report calls them, in the order of the method."""
 
-POLICIES_WITH_OWN_ESTIMATOR = ("ExploredLogits",)
+POLICIES_WITH_OWN_ESTIMATOR = ("PGPEPolicy",)
 """Of runs with one of these, the option `model.estimator` decides nothing."""
 
 DECIDING_GROUPS = ("seed_everything", "model", "data", "trainer.max_steps", "trainer.devices")

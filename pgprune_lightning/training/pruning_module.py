@@ -100,10 +100,10 @@ class PolicyGradientPruning(PolicyModule):
         policy: What is learned: a free probability a unit (`FreeProbabilities`, the paper's), a
             free logit (`FreeLogits`), or an offset and slopes on metrics for each layer and kind
             (`StructuredLogits`), which can let free logits join later; or such numbers, but with
-            moves of them drawn instead of units (`ExploredLogits`), every sample a whole mask.
+            moves of them drawn instead of units (`PGPEPolicy`), every sample a whole mask.
         update: How a gradient becomes a step: `ProjectedSGD` (the paper's, with optional
             momentum), `Adam` or `NaturalGradient`. Every step ends on the budget.
-        estimator: How losses become a gradient, with its baseline. `ExploredLogits` brings its own.
+        estimator: How losses become a gradient, with its baseline. `PGPEPolicy` brings its own.
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
             where a unit that reaches either is never reconsidered.
         fill_budget: Hold the expected kept cost at the budget instead of at most there.
@@ -280,12 +280,12 @@ class PolicyGradientPruning(PolicyModule):
         return [optimizer], [CosineAnnealingLR(optimizer, T_max=steps)]
 
     def _new_update(self) -> PolicyUpdate:
-        return self.make_update(self.policy, self.lr, self._settle, self.lr_rule)
+        return self.make_update(self.policy, self.lr, self._project, self.lr_rule)
 
-    def _settle(self) -> None:
+    def _project(self) -> None:
         # Onto the budget of the step that comes.
         step = self.global_step + 1
-        self.policy.after_step(self.budgets.at(step).feasible_set, step)
+        self.policy.project(self.budgets.at(step).feasible_set, step)
 
     @torch.no_grad()
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:

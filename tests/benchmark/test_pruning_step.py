@@ -16,17 +16,17 @@ from pgprune_lightning.masking import mask_space_of
 from pgprune_lightning.policy import (
     Adam,
     DenseLossControlVariate,
-    ExploredLogits,
     FreeProbabilities,
     LeaveOneOut,
     LinearSurrogate,
+    PGPEPolicy,
     StructuredLogits,
 )
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 from tests.tiny_models import VOCABULARY, make_tiny_model
 
 LEARNINGS = {
-    "explored": Learning(policy=ExploredLogits(), masks_per="sequence"),
+    "explored": Learning(policy=PGPEPolicy(), masks_per="sequence"),
     "structured": Learning(
         policy=StructuredLogits(),
         estimator=LinearSurrogate(DenseLossControlVariate(LeaveOneOut())),

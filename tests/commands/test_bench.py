@@ -124,10 +124,10 @@ def test_recipes_laid_over_one_another_say_how_it_learns(
     output = tmp_path / "result.json"
     assert main([*default_recipe, "--execution", "auto", *QUICK, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
-    assert (result["policy"], result["masks_per"]) == ("ExploredLogits", "sequence")
+    assert (result["policy"], result["masks_per"]) == ("PGPEPolicy", "sequence")
     assert (result["model"], result["budget"], result["lr"]) == ("tiny", "parameters", 0.2)
     assert result["execution"] in ("gathered", "widened")
-    assert "N_s = 2 a sequence, ExploredLogits" in capsys.readouterr().out
+    assert "N_s = 2 a sequence, PGPEPolicy" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("_no_model")

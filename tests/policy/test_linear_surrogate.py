@@ -16,7 +16,7 @@ from pgprune_lightning.policy import (
     MovingAverageBaseline,
     PlainReinforce,
 )
-from pgprune_lightning.policy.estimators.kept_units import kept_unit_features
+from pgprune_lightning.policy.estimators.control_variates import kept_unit_features
 from tests.exact_estimates import antithetic_draws, independent_draws, quadratic_toy
 
 SPACE = MaskSpace.build([(0, "kv_group", 1, 7, 0), (0, "mlp_channel", 2, 3, 0)], 100)

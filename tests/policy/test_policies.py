@@ -60,7 +60,7 @@ def step(policy, budget, steps_taken=0, seed=3, size=0.1):
         for parameter in policy.parameters():
             if parameter.grad is not None:
                 parameter -= size * parameter.grad
-    policy.after_step(budget, steps_taken + 1)
+    policy.project(budget, steps_taken + 1)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -84,7 +84,7 @@ def test_a_falling_budget_is_followed(space, name):
     wide, narrow = budget_of(space, keep_ratio=0.8), budget_of(space, keep_ratio=0.5)
     policy = started(POLICIES[name], space, wide)
     policy.assign_gradient(draw(22), wide, 0)
-    policy.after_step(narrow, 1)
+    policy.project(narrow, 1)
     assert narrow.contains(policy.keep_probabilities)
 
 
@@ -94,7 +94,7 @@ def test_settling_twice_changes_nothing(space, name):
     policy = started(POLICIES[name], space, budget)
     step(policy, budget)
     before_U = policy.keep_probabilities.detach().clone()
-    policy.after_step(budget, 1)
+    policy.project(budget, 1)
     torch.testing.assert_close(policy.keep_probabilities.detach(), before_U, rtol=0, atol=1e-13)
 
 
@@ -108,7 +108,7 @@ def test_the_chain_rule_is_that_of_finite_differences(space, name, scope):
 
     def at(parameter, index, shift):
         parameter.view(-1)[index] += shift
-        policy.after_step(budget, 50)
+        policy.project(budget, 50)
         value = float(g_U @ policy.keep_probabilities)
         parameter.view(-1)[index] -= shift
         return value
@@ -187,7 +187,7 @@ def test_sharpness_grows_to_its_end(space):
     policy = started(partial(FreeLogits, final_sharpness=9.0), space, budget)
     flat_U, order = policy.keep_probabilities.clone(), policy.ranking.argsort()
     for steps_taken, sharpness in ((0, 1.0), (50, 3.0), (100, 9.0), (200, 9.0)):
-        policy.after_step(budget, steps_taken)
+        policy.project(budget, steps_taken)
         assert float(policy.sharpness) == pytest.approx(sharpness)
         assert budget.contains(policy.keep_probabilities)
     variance, before = (float((s * (1 - s)).sum()) for s in (policy.keep_probabilities, flat_U))

@@ -15,7 +15,7 @@ def record_with(folder: Path, name: str) -> RunRecord:
     return record
 
 
-@pytest.mark.parametrize(("name", "decides"), [("FreeLogits", True), ("ExploredLogits", False)])
+@pytest.mark.parametrize(("name", "decides"), [("FreeLogits", True), ("PGPEPolicy", False)])
 def test_an_estimator_that_the_policy_replaces_is_not_shown(
     write_run: WriteRun, name: str, decides: bool
 ) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 import callbacks
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
-from pgprune_lightning.policy import Adam, ExploredLogits, FreeLogits, NaturalGradient, ProjectedSGD
+from pgprune_lightning.policy import Adam, FreeLogits, NaturalGradient, PGPEPolicy, ProjectedSGD
 from pgprune_lightning.policy import StructuredLogits as Structured
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.budget_schedule import Progressive
@@ -33,7 +33,7 @@ COMBINATIONS = {
         "lr": 0.1,
     },
     "explored_pairs": {
-        "policy": ExploredLogits(features=["flap"]),
+        "policy": PGPEPolicy(features=["flap"]),
         "num_mask_samples": 2,
         "masks_per": "sequence",
         "lr": 2.0,

@@ -20,13 +20,13 @@ from pgprune_lightning.policy import (
     Adam,
     Antithetic,
     DenseLossControlVariate,
-    ExploredLogits,
     FreeLogits,
     LeaveOneOut,
     LinearSurrogate,
     MaskPolicy,
     MovingAverageBaseline,
     NaturalGradient,
+    PGPEPolicy,
     PlainReinforce,
     ProjectedSGD,
     StructuredLogits,
@@ -223,8 +223,8 @@ WITH_MEMORY: dict[str, dict[str, Any]] = {
     "by change": {"update": NaturalGradient, "lr_rule": "rms_change"},
     "logits": {"policy": FreeLogits(final_sharpness=3.0), "budget": "parameters"},
     "structured": {"policy": StructuredLogits(free_after=1), "update": Adam},
-    "explored": {"policy": ExploredLogits(), "budget": "parameters", "masks_per": "sequence"},
-    "explored blocks": {"policy": ExploredLogits(), "round_to": 4, "update": Adam},
+    "explored": {"policy": PGPEPolicy(), "budget": "parameters", "masks_per": "sequence"},
+    "explored blocks": {"policy": PGPEPolicy(), "round_to": 4, "update": Adam},
 }
 
 
@@ -246,13 +246,13 @@ def _break(patch: pytest.MonkeyPatch, policy: MaskPolicy, part: str, value: floa
             PolicyGradientPruning, "_mean_over_ranks", lambda *arguments: mean(*arguments) * value
         )
     else:
-        project = policy.after_step
+        project = policy.project
 
         def broken(*arguments: Any) -> None:
             project(*arguments)
             raise RuntimeError("in the midst of a step")
 
-        patch.setattr(policy, "after_step", broken)
+        patch.setattr(policy, "project", broken)
 
 
 @pytest.mark.parametrize(

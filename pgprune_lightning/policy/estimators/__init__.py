@@ -1,14 +1,16 @@
-"""Gradients of the keep probabilities from losses and masks, one estimator a file."""
+"""Gradients of the keep probabilities from losses and masks."""
 
-from pgprune_lightning.policy.estimators.antithetic import Antithetic
-from pgprune_lightning.policy.estimators.dense_loss import DenseLossControlVariate
-from pgprune_lightning.policy.estimators.estimator import GradientEstimator
-from pgprune_lightning.policy.estimators.leave_one_out import LeaveOneOut
-from pgprune_lightning.policy.estimators.linear_surrogate import LinearSurrogate
-from pgprune_lightning.policy.estimators.moving_average import MovingAverageBaseline
-from pgprune_lightning.policy.estimators.plain import PlainReinforce
-from pgprune_lightning.policy.estimators.samples import MaskSamples
-from pgprune_lightning.policy.estimators.symmetric_exploration import SymmetricExploration
+from pgprune_lightning.policy.estimators.antithetic import Antithetic, PairedEstimator
+from pgprune_lightning.policy.estimators.control_variates import (
+    DenseLossControlVariate,
+    LinearSurrogate,
+)
+from pgprune_lightning.policy.estimators.estimator import GradientEstimator, MaskSamples
+from pgprune_lightning.policy.estimators.reinforce import (
+    LeaveOneOut,
+    MovingAverageBaseline,
+    PlainReinforce,
+)
 
 __all__ = [
     "Antithetic",
@@ -18,6 +20,6 @@ __all__ = [
     "LinearSurrogate",
     "MaskSamples",
     "MovingAverageBaseline",
+    "PairedEstimator",
     "PlainReinforce",
-    "SymmetricExploration",
 ]

@@ -1,9 +1,14 @@
-"""How the keep-probabilities follow from what is learned, one policy a file."""
+"""What is learned, and how the keep-probabilities follow from it."""
 
-from pgprune_lightning.policy.policies.explored_logits import ExploredLogits
-from pgprune_lightning.policy.policies.free_logits import FreeLogits
-from pgprune_lightning.policy.policies.free_probabilities import FreeProbabilities
-from pgprune_lightning.policy.policies.mask_policy import MaskPolicy
-from pgprune_lightning.policy.policies.structured_logits import StructuredLogits
+from pgprune_lightning.policy.policies.logits import FreeLogits, StructuredLogits
+from pgprune_lightning.policy.policies.mask_policy import FreeProbabilities, MaskPolicy
+from pgprune_lightning.policy.policies.pgpe import PGPE, PGPEPolicy
 
-__all__ = ["ExploredLogits", "FreeLogits", "FreeProbabilities", "MaskPolicy", "StructuredLogits"]
+__all__ = [
+    "PGPE",
+    "FreeLogits",
+    "FreeProbabilities",
+    "MaskPolicy",
+    "PGPEPolicy",
+    "StructuredLogits",
+]

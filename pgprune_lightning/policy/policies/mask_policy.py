@@ -1,9 +1,9 @@
-"""What every policy has in common: marginal keep-probabilities, made from what an optimizer steps.
+"""What every policy has in common, and the paper's: one free keep-probability a unit.
 
 Shapes: U units, F features.
 """
 
-# No `from __future__ import annotations`: the command line reads what derives from it.
+# No `from __future__ import annotations`: the command line reads these types.
 from abc import ABC, abstractmethod
 
 import torch
@@ -95,7 +95,7 @@ class MaskPolicy(BernoulliPolicy, ABC):
         return norm
 
     @abstractmethod
-    def after_step(self, feasible_set: FeasibleSet, step: int) -> None:
+    def project(self, feasible_set: FeasibleSet, step: int) -> None:
         """Bring the probabilities onto the budget again, after the parameters have moved.
 
         A second call with the same arguments changes nothing.
@@ -121,3 +121,43 @@ class MaskPolicy(BernoulliPolicy, ABC):
     def ranking(self) -> Tensor:
         """What orders the units of a budget for the deterministic mask, (U,) float64."""
         return self.keep_probabilities.detach()
+
+
+class FreeProbabilities(MaskPolicy):
+    """The keep-probabilities are the parameters; each step is projected onto the budget.
+
+    Source: eqs. 2, 3 and 6.
+    """
+
+    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+        """Make the parameter. See `MaskPolicy.prepare`."""
+        super().prepare(space, lr_factors)
+        self.keep_probabilities = nn.Parameter(torch.zeros(space.num_units, dtype=torch.float64))
+
+    @torch.no_grad()
+    def start_from(self, probabilities_U: Tensor, feasible_set: FeasibleSet) -> None:
+        """Take the probabilities as they are. See `MaskPolicy.start_from`."""
+        self.keep_probabilities.copy_(probabilities_U)
+
+    def assign_gradient(self, gradient_U: Tensor, feasible_set: FeasibleSet, step: int) -> None:
+        """Take the gradient as it is. See `MaskPolicy.assign_gradient`."""
+        self.keep_probabilities.grad = gradient_U
+
+    @torch.no_grad()
+    def project(self, feasible_set: FeasibleSet, step: int) -> None:
+        """Project onto the budget. See `MaskPolicy.project`."""
+        self.keep_probabilities.copy_(feasible_set.project(self.keep_probabilities))
+
+    def step_factors(self) -> list[Tensor]:
+        """The units' own. See `MaskPolicy.step_factors`."""
+        return [self.lr_factors_U]
+
+    def natural_gradients(self, damping: float) -> list[Tensor | None]:
+        """Gradient times s (1 - s): the Fisher information of a unit is 1 / (s (1 - s)).
+
+        See `MaskPolicy.natural_gradients`.
+        """
+        s_U, gradient_U = self.keep_probabilities.detach(), self.keep_probabilities.grad
+        assert gradient_U is not None
+        variance_U = s_U * (1 - s_U)
+        return [gradient_U * variance_U / (1 + damping * variance_U)]

@@ -1,11 +1,12 @@
-"""Logits that are explored themselves: every sample is a whole mask of the budget.
+"""Parameter-exploring policy gradients: logits are drawn, and every sample is a whole mask.
 
 Shapes: U units, G groups (the units of one kind in one layer), F metrics, P moves, R = F + 2 kinds
-of move (offset, slopes, the unit's own), S mask samples.
+of move (offset, slopes, the unit's own), S mask samples, N pairs of them.
 """
 
 # No `from __future__ import annotations`: the command line reads these types.
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from pgprune_lightning.policy.budgeted_logits import (
     check_no_layer_bounds,
     probabilities_on_budget,
 )
-from pgprune_lightning.policy.estimators import GradientEstimator, SymmetricExploration
+from pgprune_lightning.policy.estimators import GradientEstimator, MaskSamples, PairedEstimator
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 from pgprune_lightning.policy.policies.mask_policy import MaskPolicy
 
@@ -24,7 +25,7 @@ _PROBIT_SLOPE = math.sqrt(8 / math.pi)
 """A logistic curve of this slope is close to the distribution function of a Gaussian."""
 
 
-class ExploredLogits(MaskPolicy):
+class PGPEPolicy(MaskPolicy):
     """Gaussian moves of few numbers for each layer and kind; a sample is a whole mask.
 
     The logit of a unit is its initial one, plus an offset and slopes on the metrics of its layer
@@ -33,7 +34,7 @@ class ExploredLogits(MaskPolicy):
     So every mask that is judged is one that the run could return. Masks of units drawn one by one
     are not: they differ most by whether a unit that nothing can replace was dropped by chance.
 
-    It brings its own estimator, `SymmetricExploration`; `model.estimator` is not used. `lr` is in
+    It brings its own estimator, `PGPE`; `model.estimator` is not used. `lr` is in
     widths of the Gaussian for each nat of half the difference of a pair's losses.
 
     Args:
@@ -117,7 +118,7 @@ class ExploredLogits(MaskPolicy):
 
     def own_estimator(self) -> GradientEstimator:
         """Pairs of opposite moves. See `MaskPolicy.own_estimator`."""
-        return SymmetricExploration(len(self.means), self.explored_masks)
+        return PGPE(len(self.means), self.explored_masks)
 
     def _own_units(self, space: MaskSpace) -> Tensor:
         kinds = self.own_kinds
@@ -158,7 +159,7 @@ class ExploredLogits(MaskPolicy):
         """Set the means to zero, where the metrics say. See `MaskPolicy.start_from`."""
         check_no_layer_bounds(feasible_set)
         self.means.zero_()
-        self.after_step(feasible_set, step=0)
+        self.project(feasible_set, step=0)
 
     def explored_masks(self, noise_SP: Tensor) -> Tensor:
         """The masks of moves around the means.
@@ -183,13 +184,13 @@ class ExploredLogits(MaskPolicy):
         self.means.grad = gradient
 
     @torch.no_grad()
-    def after_step(self, feasible_set: FeasibleSet, step: int) -> None:
-        """Note the budget, and how often samples keep each unit. See `MaskPolicy.after_step`."""
+    def project(self, feasible_set: FeasibleSet, step: int) -> None:
+        """Note the budget, and how often samples keep each unit. See `MaskPolicy.project`."""
         del step
-        self._feasible_set = feasible_set
         width_U = self.widths_RU.square().sum(dim=0).sqrt()
         logits_U = _PROBIT_SLOPE * self.ranking / width_U
         self.keep_probabilities.copy_(probabilities_on_budget(logits_U, feasible_set))
+        self._feasible_set = feasible_set
 
     def gradient_norm(self, gradient: Tensor) -> Tensor:
         """By the means, (P,). See `MaskPolicy.gradient_norm`."""
@@ -209,3 +210,56 @@ class ExploredLogits(MaskPolicy):
     def ranking(self) -> Tensor:
         """The logits of the means, (U,) float64."""
         return self._logits(self.means.detach())
+
+
+class PGPE(PairedEstimator):
+    """The gradient of the expected loss by the means of Gaussian moves.
+
+    A pair of samples moves by e and by -e, and half the difference of its losses times e is the
+    estimate: what both masks and their text share cancels, and no baseline is needed. It is not
+    chosen in a configuration: `PGPEPolicy` brings it.
+
+    Args:
+        num_moves: How many numbers are explored (P).
+        masks_of: Makes the masks, (S, U) bool, of moves around the present means, (S, P) float64,
+            in standard deviations.
+
+    Source: Sehnke et al. 2010, "Parameter-exploring policy gradients", symmetric sampling.
+    Differs: The gradient is by means counted in standard deviations, in nats per token.
+    """
+
+    drawn_by = "PGPEPolicy"
+
+    def __init__(self, num_moves: int, masks_of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.num_moves = num_moves
+        self._masks_of = masks_of
+        self._moves_NP: Tensor | None = None
+
+    def draw(
+        self, keep_probabilities_U: Tensor, num_masks: int, generator: torch.Generator
+    ) -> Tensor:
+        """Draw pairs of opposite moves and make their masks. See `GradientEstimator.draw`.
+
+        The moves are remembered until `estimate` is called.
+        """
+        assert num_masks % 2 == 0, num_masks
+        moves_NP = torch.randn(
+            (num_masks // 2, self.num_moves),
+            generator=generator,
+            dtype=torch.float64,
+            device=keep_probabilities_U.device,
+        )
+        self._moves_NP = moves_NP
+        return self._masks_of(torch.stack([moves_NP, -moves_NP], dim=1).flatten(0, 1))
+
+    def estimate(self, samples: MaskSamples) -> Tensor:
+        """Estimate the gradient by the means, (P,) float64. See `GradientEstimator.estimate`."""
+        moves_NP, losses_S = self._moves_NP, samples.losses_S.detach().double()
+        assert moves_NP is not None, "draw has not been called"
+        assert len(losses_S) == 2 * len(moves_NP), (losses_S.shape, moves_NP.shape)
+        self._moves_NP = None
+        self.baseline.copy_(samples.losses_R.mean())
+        self.used_baseline.copy_(losses_S.mean())
+        halves_N = (losses_S[0::2] - losses_S[1::2]) / 2
+        return halves_N @ moves_NP / len(halves_N)
