@@ -15,6 +15,7 @@ from callbacks.outcome_table import print_outcome
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.evaluation import evaluate_perplexity, greedy_continuation, provenance
 from pgprune_lightning.evaluation.resources import peak_memory
+from pgprune_lightning.masking.tokenizer import check_tokens
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.training import PolicyGradientPruning
 
@@ -44,9 +45,18 @@ class OutcomeReport(Callback):
         self._start = time.monotonic()
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Start the clock."""
-        del trainer, pl_module, stage
+        """Start the clock, and refuse a prompt that the model has no tokens for.
+
+        Raises:
+            UserError: If it has none.
+        """
         self._start = time.monotonic()
+        if stage == "fit" and self.prompt and trainer.datamodule is not None:  # type: ignore[attr-defined]
+            pl_module.setup(stage)  # Lightning's own turn comes later, and finds it done
+            tokenizer = trainer.datamodule.load_tokenizer()  # type: ignore[attr-defined]
+            tokens = tokenizer(self.prompt)["input_ids"]
+            num_rows = pl_module.environment.num_tokens
+            check_tokens(tokens, tokenizer, num_rows, "outcome_report.prompt")
 
     def state_dict(self) -> dict[str, Any]:
         """The time that the run has taken up to its checkpoint, in seconds."""

@@ -9,6 +9,7 @@ import pytest
 
 from pgprune_lightning.training.run_folder import RUN_FILES
 from tests.tiny_commands import Outcome, TinyCommand, refused
+from tests.tiny_runs import add_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +24,7 @@ def make_wrong_files(folder: Path) -> None:
     (folder / "text.pdf").write_text("w1 w2")
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("w1 w2 w3")
+    (folder / "beyond.txt").write_text("w1 <x4> w2 w3 " * 100)
     (folder / "text.ckpt").write_text("no checkpoint")
     (folder / "no_config").mkdir()
     GPT2Config(n_layer=1, n_head=2, n_embd=8).save_pretrained(folder / "gpt2")
@@ -44,11 +46,12 @@ def make_wrong_files(folder: Path) -> None:
 
 
 @pytest.fixture
-def wrong(tmp_path: Path) -> Path:
+def wrong(tmp_path: Path, tiny_model_folder: Path) -> Path:
     """A folder of files that cannot be used."""
     folder = tmp_path / "wrong"
     folder.mkdir()
     make_wrong_files(folder)
+    add_tokens(tiny_model_folder, folder / "more_tokens")
     return folder
 
 
@@ -138,6 +141,19 @@ BEFORE_THE_MODEL_IS_LOADED = {
     "empty text": (["--data.train.path={}/empty.txt"], "empty.txt is empty"),
     "short text": (["--data.validation.path={}/short.txt"], "too short for one block", "16 needed"),
     "no tokenizer": (["--model.base_model={}/no_tokenizer.gguf"], "tokenizer", "data.tokenizer"),
+    "training text without rows": (
+        ["--model.base_model={}/more_tokens", "--data.train.path={}/beyond.txt"],
+        "beyond: it holds the token '<x4>' with id 97",
+        "rows for ids up to 96 alone",
+    ),
+    "validation text without rows": (
+        ["--model.base_model={}/more_tokens", "--data.validation.path={}/beyond.txt"],
+        "validation text: it holds the token '<x4>'",
+    ),
+    "prompt without rows": (
+        ["--model.base_model={}/more_tokens", "--outcome_report.prompt=w1 <x4>"],
+        "outcome_report.prompt: it holds the token '<x4>'",
+    ),
     "calibration": (
         ["--model.initialization.num_blocks=10000"],
         "initialization.num_blocks: 10000 blocks are wanted",

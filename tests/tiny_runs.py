@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,17 @@ def write_tiny_model(folder: Path, name: str = "llama_gqa") -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", bos_token="<s>"
     )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def add_tokens(model: Path, folder: Path) -> Path:
+    """Copy a tiny model with five tokens more: the last, `<x4>`, is one more than it has rows."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<x{number}>" for number in range(5)])
     tokenizer.save_pretrained(folder)
     return folder
 

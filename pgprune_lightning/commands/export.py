@@ -19,6 +19,7 @@ from pgprune_lightning.export.export_run import ExportRequest, check_output, run
 from pgprune_lightning.export.formats import FORMATS
 from pgprune_lightning.masking.frozen_model import load_model_config, resolve_dtype
 from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.tokenizer import load_tokenizer
 from pgprune_lightning.plan import PruningPlan, find_plan
 from pgprune_lightning.stop_signals import exit_at_stop_signals
 
@@ -58,13 +59,16 @@ def _request(given: Any) -> ExportRequest:
     options = ExportOptions(_dtype(given.dtype, config, device), given.quantization)
     export_format = FORMATS[given.format]
     masks = MaskOptions(keep_ratios, given.round_to, given.tensor_parallel)
+    choices = choose_exports(plan, config, export_format, masks, options)
+    text = _text(given, plan, len(keep_ratios) > 1)
     return ExportRequest(
         plan=Path(given.plan).expanduser(),
         base_model=given.base_model,
         export_format=export_format,
         options=options,
-        choices=choose_exports(plan, config, export_format, masks, options),
-        text=_text(given, plan, len(keep_ratios) > 1),
+        choices=choices,
+        text=text,
+        blocks=None if text is None else text.blocks(load_tokenizer(source), config.vocab_size),
         device=device,
         output=output,
     )

@@ -60,8 +60,8 @@ def build_job(given: Any, command: str) -> Job | None:
     lora = _checked_adapter(config, lora)
     records = read_alpaca(given.records)
     tokenizer = load_tokenizer(str(exported))
-    examples = draw_examples(tokenizer, records, lora)
-    blocks, text = _text(given, tokenizer)
+    examples = draw_examples(tokenizer, records, lora, config.vocab_size)
+    blocks, text = _text(given, tokenizer, config.vocab_size)
     dtype = dtype_of(config, given.dtype, device)
     drawn = min(lora.num_records, len(records))
     described = {
@@ -134,13 +134,13 @@ def _checked_adapter(config: PreTrainedConfig, lora: LoraOptions) -> LoraOptions
 
 
 def _text(
-    given: Any, tokenizer: PreTrainedTokenizerBase
+    given: Any, tokenizer: PreTrainedTokenizerBase, num_rows: int
 ) -> tuple[TokenBlocks | None, dict[str, Any] | None]:
     if given.text is None:
         return None, None
     length = given.block_length
     text = CurveText(text_source(given.text), length, given.tokens, given.bos_per_block)
-    blocks = text.blocks(tokenizer)
+    blocks = text.blocks(tokenizer, num_rows)
     assert blocks is not None, "a text that is named is not optional"
     return blocks, {
         "source": given.text,

@@ -225,6 +225,21 @@ class TokenBlocksDataModule(LightningDataModule):
             self.tokenizer = load_tokenizer(self.tokenizer)
         return self.tokenizer
 
+    def check_tokens(self, num_rows: int) -> None:
+        """Refuse texts with tokens that the model has no row for.
+
+        Args:
+            num_rows: Rows of the model's embedding.
+
+        Raises:
+            UserError: If a text that is open has one.
+        """
+        from pgprune_lightning.masking.tokenizer import check_tokens
+
+        for blocks in (self.train_blocks, self.validation_blocks, *self.test_blocks):
+            if blocks is not None:
+                check_tokens(blocks.array, self.load_tokenizer(), num_rows, blocks.label)
+
     def _place(self) -> tuple[int, int]:
         """Rank of this process, and the number of processes."""
         if self.trainer is None:

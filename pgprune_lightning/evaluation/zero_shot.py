@@ -23,6 +23,7 @@ from pgprune_lightning.evaluation.zero_shot_tasks import (
     check_zero_shot_tasks,
     local_task_definition,
 )
+from pgprune_lightning.masking.tokenizer import check_tokens, tokens_beyond
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def evaluate_zero_shot(
         The score of each task, in the order given.
 
     Raises:
-        UserError: As `check_zero_shot_tasks`, and if the data cannot be read.
+        UserError: As `check_zero_shot_tasks`, and if the data cannot be read, or have tokens that
+            the model has no row for.
 
     Source: Paper, Sect. 4.4: the harness, zero-shot, as SliceGPT does.
     Differs: Probabilities are computed in float32 whatever the model's dtype: in bfloat16 close
@@ -98,11 +100,25 @@ def evaluate_zero_shot(
             batch_size=batch_size,
             softmax_dtype="float32",
         )
+        _check_as_it_encodes(harness_model, model.config.get_text_config().vocab_size)
         # Standard errors of means are in closed form; with 0 iterations there are none.
         results = evaluate(
             harness_model, loaded, limit=limit, bootstrap_iters=1, log_samples=False
         )["results"]
     return {task: _score(results[task]) for task in dict.fromkeys(tasks)}
+
+
+def _check_as_it_encodes(harness_model: Any, num_rows: int) -> None:
+    """Have the harness refuse questions with tokens that the model has no row for."""
+    encode = harness_model.tok_encode
+
+    def checked(*arguments: Any, **options: Any) -> list[int]:
+        tokens: list[int] = encode(*arguments, **options)
+        check_tokens(tokens, harness_model.tokenizer, num_rows, "zero_shot: a question")
+        return tokens
+
+    if tokens_beyond(harness_model.tokenizer, num_rows):
+        harness_model.tok_encode = checked
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks
 from pgprune_lightning.evaluation import evaluate_perplexity
 from pgprune_lightning.export.export_record import ExportRecord
 from pgprune_lightning.masking.token_loss import token_nll
+from pgprune_lightning.masking.tokenizer import check_tokens
 
 CURVE_FILE = "curve.json"
 PICTURE_FILE = "curve.png"
@@ -50,13 +51,21 @@ class CurveText:
     tokens: int | None
     bos_per_block: bool
 
-    def blocks(self, tokenizer: PreTrainedTokenizerBase) -> TokenBlocks | None:
-        """The text's blocks; None, with a warning, where an optional text cannot be reached."""
+    def blocks(self, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> TokenBlocks | None:
+        """The text's blocks; None, with a warning, where an optional text cannot be reached.
+
+        Args:
+            tokenizer: The model's.
+            num_rows: Rows of its embedding.
+
+        Raises:
+            UserError: If the text cannot be read, or has tokens that the model has no row for.
+        """
         source = self.source
         if self.tokens is not None:
             source = replace(source, num_blocks=max(1, self.tokens // self.block_length))
         try:
-            return build_token_blocks(
+            blocks = build_token_blocks(
                 source, tokenizer, self.block_length, bos_per_block=self.bos_per_block
             )
         except SourceUnavailable as error:
@@ -64,6 +73,8 @@ class CurveText:
                 raise
             warnings.warn(f"{error}. The curve has sizes only; give --text.", stacklevel=2)
             return None
+        check_tokens(blocks.array, tokenizer, num_rows, blocks.label)
+        return blocks
 
 
 def text_source(given: str | None) -> TextSource:

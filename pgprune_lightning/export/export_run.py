@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pgprune_lightning.atomic_folder import whole_folder
+from pgprune_lightning.data.token_blocks import TokenBlocks
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export.curve import (
     CURVE_FILE,
@@ -37,6 +38,7 @@ class ExportRequest:
         options: What the user chose of the files.
         choices: One mask for each export; several go to folders of their own.
         text: What perplexity is measured on; None: it is not.
+        blocks: Its tokens; None: it is not, because there is no text or it cannot be reached.
         device: Where the model runs.
         output: Folder of the result.
     """
@@ -47,6 +49,7 @@ class ExportRequest:
     options: ExportOptions
     choices: Sequence[ExportChoice]
     text: CurveText | None
+    blocks: TokenBlocks | None
     device: torch.device
     output: Path
 
@@ -104,7 +107,7 @@ def run_export(request: ExportRequest, tell: Callable[[str], None]) -> list[Expo
 def _write_all(
     request: ExportRequest, planned: PlannedModel, folder: Path, tell: Callable[[str], None]
 ) -> list[ExportRecord]:
-    blocks = None if request.text is None else request.text.blocks(planned.tokenizer)
+    blocks = request.blocks
     points: list[dict[str, Any]] = []
     records = []
     for choice in request.choices:

@@ -76,7 +76,7 @@ def write_gguf(
     if vocabulary_file is None:
         write_vocabulary(tokenizer, model.config.vocab_size, writer)
     else:
-        copy_vocabulary(vocabulary_file, writer)
+        copy_vocabulary(vocabulary_file, model.config.vocab_size, writer)
     for name, values in _tensors(model, layers):
         stored = _stored_type(values.shape, matrix_type)
         shape = quant_shape_to_byte_shape(values.shape, stored)

@@ -8,6 +8,8 @@ Tokenizers that neither reproduces are refused.
 from __future__ import annotations
 
 import json
+import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from gguf import GGUFReader, GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.masking.tokenizer import tokens_beyond
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,17 +34,28 @@ _SPLITS: dict[tuple[Any, ...], str] = {
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
-def copy_vocabulary(file: Path, writer: GGUFWriter) -> None:
-    """Copy the tokenizer of another GGUF file, unchanged.
+_OF_EACH_TOKEN = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
+
+
+def copy_vocabulary(file: Path, vocab_size: int, writer: GGUFWriter) -> None:
+    """Copy the tokenizer of another GGUF file, without tokens that the model has no row for.
 
     Args:
         file: What the base model was read from.
+        vocab_size: Rows of the model's embedding.
         writer: Where to.
     """
     for name, field in GGUFReader(file).fields.items():
-        if name.startswith("tokenizer."):
-            item_type = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(name, field.contents(), field.types[0], item_type)
+        if not name.startswith("tokenizer."):
+            continue
+        item_type = field.types[-1] if len(field.types) > 1 else None
+        value = field.contents()
+        if name in _OF_EACH_TOKEN:
+            if name == _OF_EACH_TOKEN[0]:
+                _warn_of_missing_rows(value[vocab_size:], vocab_size)
+            value = value[:vocab_size]
+        if not (name.endswith("_token_id") and value >= vocab_size):
+            writer.add_key_value(name, value, field.types[0], item_type)
 
 
 def write_vocabulary(
@@ -51,7 +65,8 @@ def write_vocabulary(
 
     Args:
         tokenizer: One that transformers runs by its `tokenizers` library.
-        vocab_size: Rows of the model's embedding; ids that the tokenizer lacks become unused ones.
+        vocab_size: Rows of the model's embedding; ids that the tokenizer lacks become unused ones,
+            and tokens that have no row are left out, with a warning: llama.cpp wants one for each.
         writer: Where to.
 
     Raises:
@@ -61,9 +76,10 @@ def write_vocabulary(
     if backend is None:
         raise _unsupported("it has no tokenizer.json")
     description = json.loads(backend.to_str())
-    model = description["model"]
-    if model["type"] != "BPE":
-        raise _unsupported(f"its model is {model['type']}, not BPE")
+    if description["model"]["type"] != "BPE":
+        raise _unsupported(f"its model is {description['model']['type']}, not BPE")
+    _warn_of_missing_rows(tokens_beyond(tokenizer, vocab_size), vocab_size)
+    model = _leave_out_missing_rows(description, vocab_size)
     steps = _steps(description["pre_tokenizer"])
     if any(step["type"] == "ByteLevel" for step in steps):
         writer.add_tokenizer_model("gpt2")
@@ -77,7 +93,28 @@ def write_vocabulary(
     tokens, types = _tokens(description, vocab_size)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _add_special_tokens(tokenizer, writer)
+    _add_special_tokens(tokenizer, vocab_size, writer)
+
+
+def _warn_of_missing_rows(tokens: list[str], vocab_size: int) -> None:
+    if tokens:
+        warnings.warn(
+            f"export: the model has rows for {vocab_size} tokens, and its tokenizer "
+            f"{len(tokens)} more, which are left out of the GGUF file: "
+            f"{textwrap.shorten(', '.join(tokens), 200)}.",
+            stacklevel=2,
+        )
+
+
+def _leave_out_missing_rows(description: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Drop what has no row from a tokenizer's description, and return its model."""
+    model = description["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if i < vocab_size}
+    # Not only the token: a text is split into what is merged before it.
+    model["merges"] = [pair for pair in _merges(model) if "".join(pair) in model["vocab"]]
+    added = description["added_tokens"]
+    description["added_tokens"] = [token for token in added if token["id"] < vocab_size]
+    return dict(model)
 
 
 def _split_rule(steps: list[dict[str, Any]]) -> str:
@@ -164,15 +201,17 @@ def _tokens(description: dict[str, Any], vocab_size: int) -> tuple[list[str], li
     return tokens, types
 
 
-def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, writer: GGUFWriter) -> None:
-    for ours, theirs in _SPECIAL.items():
-        token_id = getattr(tokenizer, f"{ours}_token_id")
-        if token_id is not None:
-            writer.add_uint32(f"tokenizer.ggml.{theirs}_token_id", token_id)
+def _add_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, writer: GGUFWriter
+) -> None:
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
+    ids = {name: index for name, index in ids.items() if index is not None and index < vocab_size}
+    for name, index in ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{_SPECIAL[name]}_token_id", index)
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    writer.add_add_bos_token(whole[0] == tokenizer.bos_token_id != plain[0])
-    writer.add_add_eos_token(whole[-1] == tokenizer.eos_token_id != plain[-1])
+    writer.add_add_bos_token(whole[0] == ids.get("bos") != plain[0])
+    writer.add_add_eos_token(whole[-1] == ids.get("eos") != plain[-1])
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 

@@ -13,6 +13,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.finetuning.adapter_training import AdapterTraining, Example
 from pgprune_lightning.finetuning.alpaca import NOT_SCORED, AlpacaRecord, tokenize_record
 from pgprune_lightning.finetuning.options import LoraOptions, check_finetuning
+from pgprune_lightning.masking.tokenizer import check_tokens
 
 QUERIES_AND_VALUES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",))
 """Projections that make them, in one family after another."""
@@ -51,7 +52,7 @@ def finetune_lora(
         Records are padded, not joined to blocks of the full length.
     """
     check_finetuning(options)
-    examples = draw_examples(tokenizer, records, options)
+    examples = draw_examples(tokenizer, records, options, model.config.vocab_size)
     device = model.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
@@ -157,7 +158,10 @@ def train_adapter(
 
 
 def draw_examples(
-    tokenizer: PreTrainedTokenizerBase, records: Sequence[AlpacaRecord], options: LoraOptions
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[AlpacaRecord],
+    options: LoraOptions,
+    num_rows: int,
 ) -> list[Example]:
     """Draw the records that are trained on, and leave out those whose answer is cut off.
 
@@ -165,12 +169,14 @@ def draw_examples(
         tokenizer: The model's.
         records: To draw from.
         options: How many, by which seed, and how long.
+        num_rows: Rows of the model's embedding.
 
     Returns:
         At most `options.num_records` examples.
 
     Raises:
-        UserError: If no record has an answer within `max_length`.
+        UserError: If no record has an answer within `max_length`, or one has a token that the model
+            has no row for.
     """
     generator = torch.Generator().manual_seed(options.seed)
     drawn = torch.randperm(len(records), generator=generator)[: options.num_records].tolist()
@@ -181,4 +187,6 @@ def draw_examples(
             f"finetuning: none of {len(examples)} records has an answer within max_length = "
             f"{options.max_length} tokens; raise it, or give other records."
         )
+    largest = [max(ids) for ids, _ in answered]
+    check_tokens(largest, tokenizer, num_rows, "finetuning: a record")
     return answered

@@ -6,6 +6,8 @@ import copy
 import textwrap
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import ArrayLike
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pgprune_lightning.errors import UserError
@@ -41,6 +43,45 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
             "documents apart in the token stream."
         )
     return tokenizer
+
+
+def tokens_beyond(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> list[str]:
+    """Tokens of a tokenizer that a model has no row for, in the order of their ids.
+
+    Many tokenizers were given some, such as a padding token, that the model was never extended by.
+
+    Args:
+        tokenizer: The tokenizer.
+        num_rows: Rows of the model's embedding.
+    """
+    beyond = [(index, token) for token, index in tokenizer.get_vocab().items() if index >= num_rows]
+    return [token for _, token in sorted(beyond)]
+
+
+def check_tokens(
+    tokens: ArrayLike, tokenizer: PreTrainedTokenizerBase, num_rows: int, where: str
+) -> None:
+    """Refuse a text that holds tokens which the model has no row for.
+
+    Args:
+        tokens: Token ids, of any shape.
+        tokenizer: What made them.
+        num_rows: Rows of the model's embedding.
+        where: Names the text, for the message.
+
+    Raises:
+        UserError: If it does.
+    """
+    if not (beyond := tokens_beyond(tokenizer, num_rows)):
+        return  # a text may be long, and a memory-mapped one is better not read twice
+    largest = int(np.max(tokens, initial=0))
+    if largest >= num_rows:
+        raise UserError(
+            f"{where}: it holds the token {tokenizer.convert_ids_to_tokens(largest)!r} with id "
+            f"{largest}, but the model has rows for ids up to {num_rows - 1} alone. Tokens that "
+            f"the tokenizer has beyond them: {textwrap.shorten(', '.join(beyond), 80)}. Give the "
+            "model's own tokenizer, or a text without them."
+        )
 
 
 @lru_cache(maxsize=1)

@@ -18,10 +18,12 @@ from pgprune_lightning.console import print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import Evaluated, ModelFacts, provenance
 from pgprune_lightning.masking.model_reuse import one_model_kept
+from pgprune_lightning.masking.tokenizer import check_tokens
 from pgprune_lightning.model_table import table
 from pgprune_lightning.model_table.opening import (
     Loading,
     model_type_of,
+    num_tokens_of,
     open_row,
     tokenizer_of,
 )
@@ -75,6 +77,9 @@ def _prepared(row: Row, protocol: Protocol, loading: Loading) -> Prepared:
         model_type = model_type_of(row)
         tokenizer = tokenizer_of(row, loading)
         passages = read_passages(protocol.text, tokenizer, model_type)
+        if (num_rows := num_tokens_of(row)) is not None:
+            for passage in passages:
+                check_tokens(passage.token_ids, tokenizer, num_rows, passage.title)
     except UserError as error:
         raise UserError(f"--model {row.name}: {error}") from error
     return Prepared(row, tokenizer, passages, protocol.text.has_bos(model_type))

@@ -10,6 +10,7 @@ import gguf
 import torch
 from torch import Tensor
 
+from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import ModelFacts
 from pgprune_lightning.evaluation.llama_cpp import LlamaCppModel
 
@@ -31,7 +32,18 @@ class LlamaCppRow:
         self._model = LlamaCppModel(file, context_length=context_length)
 
     def token_nll(self, tokens_BT: Tensor) -> Tensor:
-        """Score every token, (B, T), given those before it: nats, (B, T - 1), float32."""
+        """Score every token, (B, T), given those before it: nats, (B, T - 1), float32.
+
+        Raises:
+            UserError: If the file has no such token.
+        """
+        largest = int(tokens_BT.max())
+        if largest >= self.facts.vocabulary:
+            raise UserError(
+                f"the text holds a token with id {largest}, and the GGUF file has "
+                f"{self.facts.vocabulary}. Its tokenizer is another one, or has left out what the "
+                "model has no row for: give --tokenizer, or a text without it."
+            )
         return self._model.token_nll(tokens_BT)
 
     def timed_generation(self, prompts_BT: Tensor, num_tokens: int) -> tuple[float, float]:

@@ -75,6 +75,17 @@ def model_type_of(row: Row) -> str:
     return str(read_model_config(row.source).model_type)
 
 
+def num_tokens_of(row: Row) -> int | None:
+    """Rows of the embedding of a row's model; None where llama.cpp runs it.
+
+    Raises:
+        UserError: If its configuration cannot be read.
+    """
+    if row.kind == "llama.cpp":
+        return None
+    return int(read_model_config(row.source).get_text_config().vocab_size)
+
+
 def tokenizer_of(row: Row, loading: Loading) -> PreTrainedTokenizerBase:
     """The tokenizer of a row's model.
 

@@ -45,6 +45,11 @@ class Passage:
         """Its name in tables."""
         return passage_title(self.text, self.length, self.stride)
 
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """All its tokens, of any shape."""
+        return self.tokens.array if isinstance(self.tokens, TokenBlocks) else self.tokens
+
     def perplexity(
         self, evaluated: Evaluated, tokens_per_batch: int, description: str | None
     ) -> tuple[float, int]:

@@ -45,15 +45,17 @@ class FrozenEnvironment:
     """
 
     space: MaskSpace
+    num_tokens: int
+    """Rows of the embedding."""
     base_model: BaseModel
 
     def __init__(
         self, source: ModelSource, unit_kinds: Sequence[UnitKind], channels_per_unit: int
     ) -> None:
         self.source = source
-        self.space = mask_space_of(
-            model_on_meta(load_model_config(source)), unit_kinds, channels_per_unit
-        )
+        config = load_model_config(source)
+        self.space = mask_space_of(model_on_meta(config), unit_kinds, channels_per_unit)
+        self.num_tokens = config.vocab_size
         self._losses: MaskLosses | None = None
 
     @property

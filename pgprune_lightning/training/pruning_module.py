@@ -254,14 +254,17 @@ class PolicyGradientPruning(PolicyModule):
         self.estimator.prepare(self.space, self.policy.keep_probabilities.detach())
 
     def _check_before_loading(self) -> None:
-        """Refuse a wrong checkpoint, too few steps or too little text, while that is cheap."""
+        """Refuse a wrong checkpoint, too few steps or a wrong text, while that is cheap."""
         check_inference_mode(self.trainer, self.shard)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         if self.trainer.state.fn == "fit":
             self.budgets.check_length(self.trainer.max_steps)
-            batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+            batch_size = getattr(datamodule, "batch_size", None)
             if batch_size is not None:
                 self.judging.check(self.estimator, batch_size * self.trainer.world_size)
             self.policy.check_length(self.trainer.max_steps)
+        if hasattr(datamodule, "check_tokens"):
+            datamodule.check_tokens(self.environment.num_tokens)
         if self.trainer.ckpt_path is not None:
             check_checkpoint(self.trainer.ckpt_path, self.policy)
         else:

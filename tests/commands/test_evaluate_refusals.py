@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from pgprune_lightning.cli import main
+from tests.tiny_runs import add_tokens
 
 
 @pytest.fixture
@@ -39,6 +40,10 @@ def _without_bos(model: Path, folder: Path) -> Path:
         (["--model", "{model}", "{model}"], "two models are called"),
         (["--model", "{model}", "--texts", "{folder}/none.txt"], "no such file"),
         (["--model", "{model}", "--texts", "{text}", "--lengths", "4096"], "too short for one"),
+        (
+            ["--model", "{more_tokens}", "--texts", "{beyond}", "--lengths", "16"],
+            "error: --model more: beyond at 16: it holds the token '<x4>' with id 97",
+        ),
         (["--model", "{no_bos}", "--texts", "{text}", "--bos-per-block", "always"], "no bos token"),
         (["--model", "{model}", "--texts", "{text}", "--stride", "2048"], "--stride"),
         (["--model", "{model}", "--zero-shot", "boolq"], "boolq"),
@@ -66,8 +71,11 @@ def test_bad_input_is_refused_before_weights_are_loaded(
         "folder": tmp_path,
         "model": tiny_model_folder,
         "no_bos": _without_bos(tiny_model_folder, tmp_path / "no-bos"),
+        "more_tokens": add_tokens(tiny_model_folder, tmp_path / "more"),
         "text": tiny_texts / "test.txt",
+        "beyond": tmp_path / "beyond.txt",
     }
+    places["beyond"].write_text("w1 <x4> w2 w3 " * 100)
     arguments = [text.format(**places) for text in given]
     if "--output" not in arguments:
         arguments += ["--output", str(tmp_path / "result.json")]

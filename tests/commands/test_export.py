@@ -15,7 +15,7 @@ from callbacks import MaskCheckpoint, PerplexityValidation
 from pgprune_lightning.cli import main
 from pgprune_lightning.export import hf
 from tests.tiny_commands import Outcome, refused
-from tests.tiny_runs import TinyRun
+from tests.tiny_runs import TinyRun, add_tokens
 
 Export = Callable[..., Outcome]
 
@@ -120,19 +120,33 @@ BAD_INPUT = {
     "text": (["--text", "nowhere.txt"], "nowhere.txt"),
     "tokens": (["--tokens", "10"], "at least 128 tokens"),
     "block": (["--block-length", "1"], "at least 2 tokens"),
+    "tokens without rows": (
+        ["--base-model", "{more_tokens}", "--text", "{beyond}", "--block-length", "16"],
+        "beyond: it holds the token '<x4>' with id 97",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_mistakes_are_found_before_weights_are_read(
-    case: str, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    export: Export,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    folder = tmp_path_factory.mktemp("more")
+    more_tokens, beyond = add_tokens(tiny_model_folder, folder / "model"), folder / "beyond.txt"
+    beyond.write_text("w1 <x4> w2 w3 " * 100)
+
     def read_weights(*_: object, **__: object) -> None:
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("pgprune_lightning.export.export_run.open_planned_model", read_weights)
     options, message = BAD_INPUT[case]
-    refused(export(*options), message)
+    given = [option.format(more_tokens=more_tokens, beyond=beyond) for option in options]
+    refused(export(*given), message)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pgprune_lightning.commands.finetune import finetune_parser
 from pgprune_lightning.finetuning import (
@@ -195,6 +195,10 @@ def test_an_output_is_replaced_only_when_asked(
         (["--max-length", "12"], ["none of 9 records has an answer within max_length = 12"]),
         (["--target-modules", "q_proj", "c_attn"], ["none of c_attn", "q_proj, k_proj, v_proj"]),
         (["--rank", "0"], ["rank is 0"]),
+        (
+            ["--model", "{tmp}/more_tokens"],
+            ["finetuning: a record: it holds the token '▁Instruction'"],
+        ),
         (["--text", "{tmp}/none.txt"], ["no such file"]),
         (["--checkpoint-every", "0"], ["--checkpoint-every: must be at least 1"]),
         (["--tokens", "8"], ["--tokens: must be at least 128, given 8"]),
@@ -215,6 +219,11 @@ def test_bad_input_is_refused_before_weights_are_loaded(
         pytest.fail("weights were loaded")
 
     monkeypatch.setattr(exported_folder, "load_frozen_model", fail)
+    more_tokens = tmp_path / "more_tokens"
+    shutil.copytree(exported, more_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    tokenizer.add_tokens("Instruction")
+    tokenizer.save_pretrained(more_tokens)
     for name in ("empty", "plan", "run/plans", "broken", "several/keep50", "several/keep70"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "plan" / "plan.json").write_text("{}")

@@ -5,6 +5,7 @@ Shapes: U units, T tokens.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -94,6 +95,17 @@ def _scores_by_hand(
         right += sums.index(max(sums)) == gold
         right_by_length += means.index(max(means)) == gold
     return right / NUM_EXAMPLES, right_by_length / NUM_EXAMPLES
+
+
+def test_tokens_without_a_row_are_refused(
+    stories: tuple[PreTrainedModel, PreTrainedTokenizerBase], pgprune_data: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason=NOT_INSTALLED)
+    model, tokenizer = stories
+    longer = copy.deepcopy(tokenizer)
+    longer.add_tokens("Question")
+    with pytest.raises(UserError, match="zero_shot: a question: it holds the token '▁Question'"):
+        evaluate_zero_shot(model, longer, ["piqa"], local_folder=pgprune_data / "zeroshot", limit=2)
 
 
 @pytest.mark.parametrize("task", ZERO_SHOT_TASKS)

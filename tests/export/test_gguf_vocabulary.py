@@ -109,7 +109,7 @@ def test_llama_cpp_splits_as_sentencepiece_does(
 
 def test_the_tokenizer_of_a_gguf_file_is_copied(smollm2_gguf: Path, tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "copy.gguf", "deci")
-    copy_vocabulary(smollm2_gguf, writer)
+    copy_vocabulary(smollm2_gguf, 49152, writer)
     found = finished(writer, tmp_path / "copy.gguf")
     fields = GGUFReader(smollm2_gguf).fields
     names = {name.removeprefix("tokenizer.") for name in fields if name.startswith("tokenizer.")}
@@ -118,6 +118,38 @@ def test_the_tokenizer_of_a_gguf_file_is_copied(smollm2_gguf: Path, tmp_path: Pa
     assert len(found["ggml.tokens"]) == 49152
     for name in names:
         assert found[name] == fields[f"tokenizer.{name}"].contents(), name
+
+
+def test_tokens_without_a_row_are_left_out(
+    byte_level_tokenizer: Callable[..., PreTrainedTokenizerBase], tmp_path: Path
+) -> None:
+    """Its last merge makes a token beyond the 319 rows, and so do the two that were added."""
+    tokenizer = byte_level_tokenizer(320)
+    last = tokenizer.convert_ids_to_tokens(319)
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<new>"]})
+    with pytest.warns(
+        UserWarning, match=f"has rows for 319 tokens, .* 3 more.*{last}, <pad>, <new"
+    ):
+        found = written(tokenizer, 319, tmp_path / "tokenizer.gguf")
+    assert len(found["ggml.tokens"]) == len(found["ggml.token_type"]) == 319
+    assert last not in [merge.replace(" ", "") for merge in found["ggml.merges"]]
+    assert len(found["ggml.merges"]) == 319 - 2 - 256
+    assert "ggml.padding_token_id" not in found
+    assert found["ggml.eos_token_id"] == 1
+
+    writer = GGUFWriter(tmp_path / "copy.gguf", "llama")
+    with pytest.warns(UserWarning, match="has rows for 300 tokens, and its tokenizer 19 more"):
+        copy_vocabulary(tmp_path / "tokenizer.gguf", 300, writer)
+    copied = finished(writer, tmp_path / "copy.gguf")
+    assert copied["ggml.tokens"] == found["ggml.tokens"][:300]
+    assert len(copied["ggml.token_type"]) == 300
+
+
+def test_scores_of_tokens_without_a_row_are_left_out(pgprune_data: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(pgprune_data / "stories260K")
+    with pytest.warns(UserWarning, match="has rows for 500 tokens, and its tokenizer 12 more"):
+        found = written(tokenizer, 500, tmp_path / "tokenizer.gguf")
+    assert len(found["ggml.scores"]) == len(found["ggml.tokens"]) == 500
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking.tokenizer import load_tokenizer
+from pgprune_lightning.masking.tokenizer import check_tokens, load_tokenizer, tokens_beyond
 
 
 def save_tokenizer(folder: Path, **special_tokens: str) -> None:
@@ -35,6 +35,19 @@ def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match=r"needs tokenizer\.json"):
         load_tokenizer(str(tmp_path))
+
+
+def test_tokens_without_a_row_are_refused_where_a_text_has_them(tmp_path: Path) -> None:
+    """A model of three rows that was never extended by the two tokens which were added."""
+    save_tokenizer(tmp_path, eos_token="</s>", pad_token="<pad>", additional_special_tokens=["<x>"])
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokens_beyond(tokenizer, 3) == ["<pad>", "<x>"]
+    check_tokens(tokenizer("word word").input_ids, tokenizer, 3, "text")
+    check_tokens([], tokenizer, 3, "text")
+    expected = r"text: it holds the token '<x>' with id 4, .* up to 2 .* them: <pad>, <x>\. Give"
+    with pytest.raises(UserError, match=expected):
+        check_tokens([[0, 1], tokenizer("word <x>").input_ids], tokenizer, 3, "text")
+    check_tokens(tokenizer("word <x>").input_ids, tokenizer, 5, "text")
 
 
 def test_gguf_without_a_tokenizer(tiny_gguf: Path) -> None:
