@@ -190,7 +190,7 @@ def test_an_output_is_replaced_only_when_asked(
         (["--model", "{tmp}/run"], ["is a run or a plan"]),
         (["--model", "{tmp}/broken"], ["cannot be read as a model", "hf, uniform, padded"]),
         (["--records", "{tmp}/none.jsonl"], ["no such file"]),
-        (["--records", "{tmp}/other.jsonl"], ["have no instruction"]),
+        (["--records", "{tmp}/other.jsonl"], ["no field 'instruction'"]),
         (["--max-length", "513"], ["the model takes 512 tokens at most, given 513"]),
         (["--max-length", "12"], ["none of 9 records has an answer within max_length = 12"]),
         (["--target-modules", "q_proj", "c_attn"], ["none of c_attn", "q_proj, k_proj, v_proj"]),
