@@ -20,6 +20,7 @@ from pgprune_lightning.policy import (
     MovingAverageBaseline,
     ProjectedSGD,
     mask_generator,
+    sample_masks,
 )
 
 UNITS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -68,7 +69,8 @@ def _timed(
     masks = {}
 
     def sample(number: int) -> None:
-        masks["SU"] = policy.sample(num_masks, mask_generator(0, number, 0, device))
+        generator = mask_generator(0, number, 0, device)
+        masks["SU"] = sample_masks(probabilities_U, num_masks, generator)
 
     def estimate(number: int) -> None:
         del number

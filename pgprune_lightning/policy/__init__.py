@@ -1,6 +1,6 @@
 """The policy over masks, as pure torch: units, budgets, sampling, gradients, projected steps."""
 
-from pgprune_lightning.policy.bernoulli import BernoulliPolicy, mask_generator, score
+from pgprune_lightning.policy.bernoulli import mask_generator, sample_masks, score
 from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.budgeted_logits import shift_logits
 from pgprune_lightning.policy.constraint import BudgetScope, Constraint
@@ -39,7 +39,6 @@ __all__ = [
     "PGPE",
     "Adam",
     "Antithetic",
-    "BernoulliPolicy",
     "BudgetScope",
     "Constraint",
     "DenseLossControlVariate",
@@ -65,6 +64,7 @@ __all__ = [
     "UpdateFactory",
     "mask_generator",
     "project_onto_budget",
+    "sample_masks",
     "score",
     "shift_logits",
     "snapshot",

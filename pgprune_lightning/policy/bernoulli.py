@@ -8,58 +8,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor, nn
-
-
-class BernoulliPolicy(nn.Module):
-    """The distribution p(m | s) of masks given keep probabilities.
-
-    Args:
-        keep_probabilities_U: Probability that each unit stays, (U,), from 0 to 1.
-    """
-
-    keep_probabilities: Tensor
-
-    def __init__(self, keep_probabilities_U: Tensor) -> None:
-        super().__init__()
-        values_U = keep_probabilities_U.detach().double().clone()
-        assert values_U.ndim == 1, values_U.shape
-        assert bool(((values_U >= 0) & (values_U <= 1)).all()), "probabilities outside [0, 1]"
-        # A parameter so that an optimizer steps and a checkpoint saves it; its gradient comes
-        # from an estimator, never from autograd.
-        self.keep_probabilities = nn.Parameter(values_U)
-
-    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw masks.
-
-        Args:
-            num_samples: Number of masks S.
-            generator: Source of the randomness, on the device of the probabilities.
-
-        Returns:
-            Masks, (S, U) bool, True keeps.
-
-        Source: eq. 2.
-        """
-        return sample_masks(self.keep_probabilities, num_samples, generator)
-
-    def score(self, masks_SU: Tensor) -> Tensor:
-        """Gradient of the log-probability of masks, (S, U) float64; see `score`."""
-        return score(masks_SU, self.keep_probabilities)
-
-    def log_probability(self, masks_SU: Tensor) -> Tensor:
-        """Log-probability of masks.
-
-        Args:
-            masks_SU: Masks, (S, U) bool.
-
-        Returns:
-            log p(m | s), (S,) float64, in nats; minus infinity where a mask is impossible.
-
-        Source: eq. 2.
-        """
-        s_U = self.keep_probabilities
-        return torch.where(masks_SU, s_U, 1 - s_U).log().sum(dim=-1)
+from torch import Tensor
 
 
 def sample_masks(

@@ -27,9 +27,9 @@ from pgprune_lightning.policy.projection import project_onto_budget
 from pgprune_lightning.policy.top_k import (
     BlockedGroup,
     blocked_groups,
-    fitting,
+    greedy_knapsack,
     kept_blocks,
-    most_probable,
+    top_units,
 )
 
 __all__ = ["BudgetScope", "Constraint", "FeasibleSet"]
@@ -216,7 +216,7 @@ def _kept(s_N: Tensor, constraint: Constraint, blocks: tuple[BlockedGroup, ...])
         return kept_blocks(s_N, blocks, constraint.limit)
     if constraint.groups:
         return _kept_within_groups(s_N, constraint)
-    return most_probable(s_N, constraint.costs, constraint.limit)
+    return top_units(s_N, constraint.costs, constraint.limit)
 
 
 def _kept_within_groups(s_N: Tensor, constraint: Constraint) -> Tensor:
@@ -225,5 +225,7 @@ def _kept_within_groups(s_N: Tensor, constraint: Constraint) -> Tensor:
     costs_N = constraint.costs[ranked_N]
     kept_N, allowed_N = forced_and_allowed(ranked_N, constraint.groups)
     rest_N = allowed_N & ~kept_N
-    kept_N[rest_N] = fitting(costs_N[rest_N], constraint.limit - float(costs_N[kept_N].sum()))
+    kept_N[rest_N] = greedy_knapsack(
+        costs_N[rest_N], constraint.limit - float(costs_N[kept_N].sum())
+    )
     return torch.zeros_like(kept_N).scatter_(0, ranked_N, kept_N)

@@ -25,7 +25,7 @@ _MOST_HALVINGS = 64
 """Of a bracket. What is left in it after so many is sorted, however much that is."""
 
 
-def most_probable(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
+def top_units(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
     """Go down from the most probable unit, and keep every one that still fits.
 
     Equal probabilities rank by index. Of many units only those near the one that fits no more are
@@ -42,7 +42,7 @@ def most_probable(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
     kept_N = torch.zeros_like(s_N, dtype=torch.bool)
     if len(s_N) <= SORTED_AT_ONCE:
         ranked = s_N.argsort(descending=True, stable=True)
-        kept_N[ranked] = fitting(costs_N[ranked], limit)
+        kept_N[ranked] = greedy_knapsack(costs_N[ranked], limit)
         return kept_N
     open_N = torch.ones_like(kept_N)
     while bool(open_N.any()):
@@ -53,7 +53,7 @@ def most_probable(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
         further_down_N = open_N & (s_N <= low)
         near = (open_N & ~above_N & ~further_down_N).nonzero().flatten()
         ranked = near[s_N[near].argsort(descending=True, stable=True)]
-        kept = ranked[fitting(costs_N[ranked], limit)]
+        kept = ranked[greedy_knapsack(costs_N[ranked], limit)]
         kept_N[kept] = True
         limit -= float(costs_N[kept].sum())
         # Of those, what costs less than the ones that did not fit may do so.
@@ -61,7 +61,7 @@ def most_probable(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
     return kept_N
 
 
-def fitting(costs_N: Tensor, limit: float) -> Tensor:
+def greedy_knapsack(costs_N: Tensor, limit: float) -> Tensor:
     """Go down a ranking and keep every unit that still fits.
 
     Each round keeps the longest run that fits; the unit after it fits no more, nor does any that

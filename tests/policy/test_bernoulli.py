@@ -2,33 +2,21 @@
 
 import itertools
 
-import pytest
 import torch
 
-from pgprune_lightning.policy import BernoulliPolicy, mask_generator, score
+from pgprune_lightning.policy import mask_generator, sample_masks, score
 
 S = torch.tensor([0.0, 1e-3, 0.3, 0.5, 0.97, 1.0], dtype=torch.float64)
 
 
-def test_the_probabilities_are_a_float64_copy_in_a_parameter():
-    given = torch.tensor([0.25, 0.5], dtype=torch.float32)
-    policy = BernoulliPolicy(given)
-    assert [name for name, _ in policy.named_parameters()] == ["keep_probabilities"]
-    assert policy.keep_probabilities.dtype == torch.float64
-    assert policy.keep_probabilities.requires_grad
-    given[0] = 1.0
-    assert policy.keep_probabilities[0] == 0.25
-
-
-@pytest.mark.parametrize("bad", [[-0.1], [1.1], [float("nan")]])
-def test_only_probabilities_are_taken(bad):
-    with pytest.raises(AssertionError):
-        BernoulliPolicy(torch.tensor(bad))
+def log_probability(masks, s):
+    """Log p(m | s), eq. 2."""
+    return torch.where(masks, s, 1 - s).log().sum(dim=-1)
 
 
 def test_frequencies_are_the_probabilities():
     samples = 200_000
-    masks = BernoulliPolicy(S).sample(samples, mask_generator(0, 0, 0))
+    masks = sample_masks(S, samples, mask_generator(0, 0, 0))
     assert masks.shape == (samples, 6)
     assert masks.dtype == torch.bool
     deviation = (S * (1 - S) / samples).sqrt()
@@ -38,7 +26,7 @@ def test_frequencies_are_the_probabilities():
 
 def test_units_and_samples_are_independent():
     samples = 200_000
-    masks = BernoulliPolicy(torch.full((4,), 0.5)).sample(samples, mask_generator(0, 0, 0))
+    masks = sample_masks(torch.full((4,), 0.5).double(), samples, mask_generator(0, 0, 0))
     signs = masks.double() * 2 - 1
     bound = 5 / samples**0.5
     assert (signs.T @ signs / samples - torch.eye(4)).abs().max() <= bound
@@ -58,29 +46,25 @@ def test_the_generator_is_a_function_of_its_arguments():
 def test_the_global_generator_is_neither_read_nor_moved():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = BernoulliPolicy(S).sample(10, mask_generator(1, 2, 3))
+    first = sample_masks(S, 10, mask_generator(1, 2, 3))
     assert torch.get_rng_state().equal(before)
     torch.manual_seed(6)
-    assert BernoulliPolicy(S).sample(10, mask_generator(1, 2, 3)).equal(first)
+    assert sample_masks(S, 10, mask_generator(1, 2, 3)).equal(first)
 
 
 def test_probabilities_of_all_masks_sum_to_one():
-    policy = BernoulliPolicy(S)
     masks = torch.tensor(list(itertools.product([False, True], repeat=6)))
-    log_probabilities = policy.log_probability(masks)
+    log_probabilities = log_probability(masks, S)
     torch.testing.assert_close(log_probabilities.exp().sum().item(), 1.0)
     impossible = masks[:, 0] | ~masks[:, 5]
     assert log_probabilities.isneginf().equal(impossible)
 
 
 def test_score_is_the_gradient_of_the_log_probability():
-    policy = BernoulliPolicy(S[1:5])
+    s = S[1:5].clone().requires_grad_()
     masks = torch.tensor(list(itertools.product([False, True], repeat=4)))
-    gradients = [
-        torch.autograd.grad(policy.log_probability(mask[None]).sum(), policy.keep_probabilities)[0]
-        for mask in masks
-    ]
-    torch.testing.assert_close(policy.score(masks), torch.stack(gradients))
+    gradients = [torch.autograd.grad(log_probability(mask, s), s)[0] for mask in masks]
+    torch.testing.assert_close(score(masks, s), torch.stack(gradients))
     s = S[1:5]
     torch.testing.assert_close(score(masks, s), (masks.double() - s) / (s * (1 - s)))
 

@@ -36,7 +36,7 @@ VALUES = st.one_of(
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(0, 150))
 def test_down_a_ranking_it_equals_a_greedy_loop(costs: list[int], limit: int) -> None:
-    kept = top_k.fitting(torch.tensor(costs, dtype=torch.float64), limit)
+    kept = top_k.greedy_knapsack(torch.tensor(costs, dtype=torch.float64), limit)
     assert kept.tolist() == greedy([0.0] * len(costs), costs, limit)
 
 
@@ -53,7 +53,7 @@ def test_without_sorting_all_it_equals_a_greedy_loop(
     limit = math.floor(share * sum(costs))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(top_k, "SORTED_AT_ONCE", at_once)
-        kept = top_k.most_probable(
+        kept = top_k.top_units(
             torch.tensor(values, dtype=torch.float64),
             torch.tensor(costs, dtype=torch.float64),
             limit,
@@ -74,7 +74,7 @@ def test_few_of_many_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
         return argsort(values, **options)
 
     monkeypatch.setattr(torch.Tensor, "argsort", counted)
-    kept_N = top_k.most_probable(s_N, costs_N, 50_000)
+    kept_N = top_k.top_units(s_N, costs_N, 50_000)
     assert sum(sorted_units) <= 2 * top_k.SORTED_AT_ONCE
     assert costs_N[kept_N].sum() == 50_000
 

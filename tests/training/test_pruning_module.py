@@ -31,6 +31,7 @@ from pgprune_lightning.policy import (
     ProjectedSGD,
     StructuredLogits,
     mask_generator,
+    sample_masks,
 )
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.mask_losses import MaskLosses
@@ -161,7 +162,7 @@ def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> Non
     validations = len(trainer.val_dataloaders)
     assert len(forwards) == 2 * (1 + 3) + validations
 
-    masks_SU = start.policy.sample(3, mask_generator(start.seed, 0, rank=0))
+    masks_SU = sample_masks(probabilities(start), 3, mask_generator(start.seed, 0, rank=0))
     batch_BT, environment = steps[0]["batch"], module.environment
     dense_BTV = environment.model(batch_BT).logits[:, :-1].log_softmax(-1)
     for mask_U, loss in zip(masks_SU, steps[0]["losses"], strict=True):

@@ -24,15 +24,7 @@ class PairedEstimator(GradientEstimator):
     """What draws the pairs, as a configuration names it."""
 
     def check_mask_samples(self, num_mask_samples: int, num_texts: int = 1) -> None:
-        """Refuse a text with a mask that has no opposite.
-
-        Args:
-            num_mask_samples: Masks that each text of a rank's step judges (N_s).
-            num_texts: Texts of a step on each rank.
-
-        Raises:
-            UserError: Their number is odd.
-        """
+        """Refuse an odd number of masks. See `GradientEstimator.check_mask_samples`."""
         del num_texts
         if num_mask_samples % 2 or num_mask_samples < 2:
             raise UserError(

@@ -107,15 +107,7 @@ class LeaveOneOut(GradientEstimator):
         super().__init__(score_scale, "samples")
 
     def check_mask_samples(self, num_mask_samples: int, num_texts: int = 1) -> None:
-        """Refuse a step with one mask, which leaves nothing to compare with.
-
-        Args:
-            num_mask_samples: Masks that each text of a rank's step judges (N_s).
-            num_texts: Texts of a step on each rank.
-
-        Raises:
-            UserError: There are fewer than two masks.
-        """
+        """Refuse a step with one mask. See `GradientEstimator.check_mask_samples`."""
         if num_mask_samples * num_texts < 2:
             raise UserError(
                 "num_mask_samples: LeaveOneOut compares the masks of a step with one another and "

@@ -35,7 +35,6 @@ class LogitPolicy(MaskPolicy):
         UserError: The sharpness is not positive.
     """
 
-    keep_probabilities: Tensor
     sharpness: Tensor
     """What the logits are multiplied by now, a float64 scalar."""
 

@@ -9,27 +9,23 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from pgprune_lightning.policy.bernoulli import BernoulliPolicy
 from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.estimators import GradientEstimator
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
-class MaskPolicy(BernoulliPolicy, ABC):
+class MaskPolicy(nn.Module, ABC):
     """Independent Bernoulli variables whose probabilities follow from parameters.
 
     Its parameters are what an optimizer steps. `keep_probabilities`, (U,) float64, is always in
     the state, as a parameter or as a buffer, and always inside budget and bounds between steps.
     """
 
+    keep_probabilities: Tensor
     lr_factors_U: Tensor
     """Factor on the step of each unit; no part of the state."""
     feature_names: tuple[str, ...] = ()
     """Metrics whose normalised values `take_features` needs; `initial` is the initial metric."""
-
-    def __init__(self) -> None:
-        # What holds the probabilities, parameter or buffer, is known by a subclass, in `prepare`.
-        nn.Module.__init__(self)
 
     def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
         """Make parameters and buffers of the right shapes.

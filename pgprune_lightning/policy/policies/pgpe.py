@@ -54,7 +54,6 @@ class PGPEPolicy(MaskPolicy):
         often a sample keeps each unit.
     """
 
-    keep_probabilities: Tensor
     initial_logits_U: Tensor
     widths_RU: Tensor
     """How far one width of its moves moves a unit, in logits; 0 where it has no such move. In the
