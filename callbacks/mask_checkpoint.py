@@ -103,14 +103,18 @@ class MaskCheckpoint(Callback):
             self._write(trainer, _plan_of(pl_module, self._plans["best"]), "best")
 
     def on_train_end(self, trainer: Trainer, pl_module: PolicyGradientPruning) -> None:  # type: ignore[override]
-        """Refuse to end without the plans that could not be written, or have vanished."""
+        """Refuse to end without the plans that could not be written, or have vanished.
+
+        A plan is written again, too, where a killed process has left tensors beside it.
+        """
         if not trainer.is_global_zero:
             return
         for name, plan in self._unwritten.items():
             plan.save(self.plans / name)
         for name, state in self._plans.items():
-            if not _is_whole(self.plans / name):
-                _plan_of(pl_module, state).save(self.plans / name)
+            folder = self.plans / name
+            if not _is_whole(folder) or len(list(folder.iterdir())) > 2:
+                _plan_of(pl_module, state).save(folder)
 
     def _is_better(self, perplexity: float) -> bool:
         if math.isnan(self.best_perplexity):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pgprune_lightning import __version__
-from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import MaskSpace
 
@@ -76,6 +76,8 @@ class PruningPlan:
     def save(self, folder: Path) -> None:
         """Write the plan; an older one in the same folder is replaced as a whole.
 
+        What a killed process left there, which no other may write to meanwhile, is removed.
+
         Raises:
             UserError: If the folder cannot be written.
         """
@@ -93,6 +95,7 @@ class PruningPlan:
         for stale in folder.glob("units-*.safetensors"):
             if stale.name != tensor_file:
                 stale.unlink(missing_ok=True)
+        remove_temp_files(folder)
 
     def _description(self, tensor_file: str, digest: str) -> dict[str, Any]:
         kept = self.space.kept_by_kind(self.mask_U)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pgprune_lightning.atomic_folder import whole_folder
-from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_identity import digest_of, first_difference
 from pgprune_lightning.errors import UserError
@@ -60,7 +60,9 @@ def begin(cell: Cell) -> None:
     Raises:
         UserError: If it cannot be written.
     """
-    if cell.folder.exists() and not _is_of(cell, _read(cell.folder / OPTIONS_FILE)):
+    remove_temp_files(cell.folder)
+    is_empty = not any(cell.folder.glob("*"))  # as a process leaves it that is killed at once
+    if not is_empty and not _is_of(cell, _read(cell.folder / OPTIONS_FILE)):
         cell.folder.rename(free_name(cell.folder))
     description = {"digest": digest_of(cell.identity), "identity": cell.identity}
     write_atomically(cell.folder / OPTIONS_FILE, json.dumps(description, indent=1).encode())

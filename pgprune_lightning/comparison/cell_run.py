@@ -16,6 +16,7 @@ from pgprune_lightning.masking.frozen_model import resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.pruning_cli import run_command
 from pgprune_lightning.training import PolicyGradientPruning
+from pgprune_lightning.training.resume import CHECKPOINTS, took_steps
 
 ANY_START = (
     "--model.initialization.metric=random",
@@ -137,6 +138,9 @@ def run_fit(
 ) -> CellCLI:
     """Run a whole `fit`, from its last checkpoint on where an earlier try has left one.
 
+    A try that took no step is started again in its own folder; one whose checkpoints are gone is
+    moved aside.
+
     Args:
         arguments: The cell's configuration.
         run_dir: Folder of the run.
@@ -144,7 +148,7 @@ def run_fit(
         module_class: What learns.
     """
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--existing_run=move_aside"]
-    if any((run_dir / "checkpoints").glob("*.ckpt")):
+    if any((run_dir / CHECKPOINTS).glob("*.ckpt")) or not took_steps(run_dir):
         own.append("--resume=auto")
     cli = run_command(["fit", *arguments, *own], CellCLI, RaisingParser, module_class)
     assert isinstance(cli, CellCLI)

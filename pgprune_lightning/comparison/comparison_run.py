@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.atomic_write import write_atomically
+from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.comparison import pictures, table
 from pgprune_lightning.comparison.cell import Cell, cells_of
 from pgprune_lightning.comparison.cell_folder import (
@@ -56,6 +56,7 @@ def run_comparison(
     """
     cells = cells_of(experiment, output)
     check_folders(cells, existing)
+    remove_temp_files(output)
     check_extras(experiment, [cell for cell in cells if finished_result(cell) is None])
     print(f"{experiment.title}: {len(cells)} cells, each with a log in {output}/cells", flush=True)
     finished: list[tuple[Cell, CellResult]] = []

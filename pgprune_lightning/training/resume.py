@@ -51,7 +51,7 @@ def _newest(run_dir: Path) -> Path | None:
         else:
             return path
     found = "none of its checkpoints loads" if candidates else "its checkpoints are gone"
-    if candidates or _took_steps(run_dir):
+    if candidates or took_steps(run_dir):
         raise UserError(
             f"resume: {run_dir} holds a run, but {found}, and starting anew would lose it. Bring "
             "a checkpoint back, or start anew with --resume never and another --run_dir or "
@@ -60,7 +60,7 @@ def _newest(run_dir: Path) -> Path | None:
     return None
 
 
-def _took_steps(run_dir: Path) -> bool:
+def took_steps(run_dir: Path) -> bool:
     """Whether there is more than the start of a run, before whose first step is a checkpoint."""
     if (run_dir / "summary.json").exists():
         return True

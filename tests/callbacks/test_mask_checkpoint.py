@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from callbacks import MaskCheckpoint, PerplexityValidation
+from pgprune_lightning.atomic_write import TEMPORARY
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PruningPlan
 from tests.tiny_runs import TinyRun
@@ -82,3 +83,19 @@ def test_a_validation_alone_writes_no_plan(tiny_run: TinyRun) -> None:
     trainer = tiny_run.trainer([PerplexityValidation(), MaskCheckpoint(str(tiny_run.folder))])
     trainer.validate(tiny_run.module(), datamodule=tiny_run.datamodule(), verbose=False)
     assert not (tiny_run.folder / "plans").exists()
+
+
+def test_what_a_killed_process_left_beside_a_plan_is_gone_in_the_end(tiny_run: TinyRun) -> None:
+    class Killed(Scripted):
+        """Leaves what a process leaves that is killed after it has replaced the best plan."""
+
+        def on_train_end(self, trainer, pl_module) -> None:
+            best = tiny_run.folder / "plans" / "best"
+            (best / "units-0123456789abcdef.safetensors").touch()
+            (best / f"{TEMPORARY}0123456789abcdef").touch()
+
+    tiny_run.fit([Killed(9.0, 8.0, 7.0), MaskCheckpoint(str(tiny_run.folder))])
+    left = {path.suffix for path in (tiny_run.folder / "plans" / "best").iterdir()}
+    assert left == {".json", ".safetensors"}
+    assert len(list((tiny_run.folder / "plans" / "best").iterdir())) == 2
+    assert plans(tiny_run.folder)["best"].step == 4

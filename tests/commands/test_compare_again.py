@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import callbacks
+from pgprune_lightning.atomic_write import TEMPORARY
 from tests.tiny_experiments import EXPERIMENT, Compare, results_in
 
 
@@ -66,6 +67,27 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(
     checkpoint = torch.load(folder / "seed0/run/checkpoints/last.ckpt", weights_only=True)
     taken = next(s for key, s in checkpoint["callbacks"].items() if "MakingOfMask" in key)
     assert 0 < taken["seconds"] <= resumed["seconds"]
+
+
+def test_a_fit_that_ended_before_its_first_step_starts_again_in_its_folder(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"learned": EXPERIMENT["methods"]["learned"]}
+    short: dict[str, Any] = {"methods": methods, "seeds": [0], "picture": None}
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the machine is taken away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.MaskCheckpoint, "on_validation_end", fail)
+        assert compare(**short).status == 2
+    cell = tmp_path / "out" / "cells" / "all" / "learned" / "seed0"
+    assert (cell / "run" / "config.yaml").exists()
+    (cell / f"{TEMPORARY}0123456789abcdef").touch()
+    assert compare(**short).status == 0
+    assert {path.name for path in cell.iterdir()} == {
+        *("run", "plan", "options.json", "cell.json", "log.txt")
+    }
 
 
 def test_equal_cells_of_two_settings_are_computed_once(compare: Compare, tmp_path: Path) -> None:
