@@ -15,7 +15,7 @@ KILLED = -signal.SIGKILL
 def kill_commands(commands: Commands, number: int, seed: int = 0) -> Tally:
     """Kill each command so many times, at events spread over all that it does to files.
 
-    Every third run is killed again while it is made again.
+    Every third run is killed again while it is made again, and every one that replaces a result.
     """
     draw, tally = random.Random(seed), Tally()
     for command in commands.each:
@@ -23,7 +23,7 @@ def kill_commands(commands: Commands, number: int, seed: int = 0) -> Tally:
         whole = command.whole(count_file_events(command.place("whole"), counted))
         for death in deaths(counted, number, draw):
             name = f"event-{death.event}-torn-{death.torn:g}"
-            again = draw if tally.tried % 3 == 2 else None
+            again = draw if tally.tried % 3 == 2 or command.old else None
             tally.add(f"{command.name} {name}", _killed(command, name, whole, death, again))
     return tally
 

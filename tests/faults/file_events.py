@@ -40,8 +40,9 @@ class Death:
 def deaths(counted: Path, number: int, draw: random.Random) -> Iterator[Death]:
     """Spread so many deaths over all file events.
 
-    Every second one is before a renaming, if its share of the events has one: that is where
-    something is put in its place. In half of them the last write is torn.
+    The first one is before the last renaming of all, where a result is put in its place, and every
+    second one before the last renaming in its share of the events. In half of them the last write
+    is torn.
 
     Args:
         counted: What `count_file_events` has written.
@@ -50,9 +51,11 @@ def deaths(counted: Path, number: int, draw: random.Random) -> Iterator[Death]:
     """
     events = counted.read_text().split()
     for index in range(number):
-        share = range(index * len(events) // number, (index + 1) * len(events) // number)
+        first, end = (part * len(events) // number for part in (index, index + 1))
+        share = range(first, end) if index else range(len(events))
         renamings = [place for place in share if events[place] == "os.rename"]
-        place = draw.choice((index % 2 and renamings) or share or range(len(events)))
+        is_renaming = index == 0 or index % 2 == 1
+        place = draw.choice((is_renaming and renamings[-1:]) or share or range(len(events)))
         yield Death(place + 1, torn=(0.0, 0.0, 0.5, 0.5, 1.0, 0.0)[index % 6])
 
 
