@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pgprune_lightning import atomic_write
+from pgprune_lightning.training.metrics_file import read_metrics
 from tests.run_traces import files_of, recorded_steps, steps_of
 from tests.tiny_commands import AtStep, TinyCommand, refused
 
@@ -86,6 +87,24 @@ def test_a_disk_that_is_full_for_a_while_leaves_no_trace(
     for phrase in phrases:
         assert len([w for w in said if phrase in str(w.message)]) == 1, phrase
     assert _but_kept(files_of(tiny_command.run_dir)) == _but_kept(files_of(whole))
+
+
+def test_metrics_that_cannot_be_written_in_the_end(
+    tiny_command: TinyCommand, at_step: AtStep
+) -> None:
+    metrics = tiny_command.run_dir / "metrics.csv"
+
+    def replace() -> None:
+        metrics.unlink()
+        metrics.mkdir()
+
+    at_step(3, replace)
+    with pytest.warns(UserWarning, match="metrics are kept in memory"):
+        outcome = tiny_command("fit")
+    refused(outcome, f"4 rows of {metrics} could not be written", "complete")
+    metrics.rmdir()
+    assert tiny_command("fit", "--resume=auto").status == 0
+    assert [row["step"] for row in read_metrics(metrics).rows] == ["6"]
 
 
 @pytest.fixture

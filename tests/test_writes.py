@@ -1,8 +1,12 @@
-"""No file of a command can be seen half: each is renamed into its place, or grows by whole rows."""
+"""No file of a command can be seen half: each is renamed into its place, or grows by whole rows.
+
+Nor by users whom the umask excludes.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +88,14 @@ def writes(tmp_path: Path) -> Iterator[RecordedWrites]:
     _WRITES.folder = None
 
 
+@pytest.fixture
+def umask_027() -> Iterator[None]:
+    """Keeps what is written from users outside of the group."""
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
 def test_a_write_in_place_is_seen(writes: RecordedWrites, tmp_path: Path) -> None:
     for name in ("half", "metrics.csv", "whole"):
         (tmp_path / name).write_text("a row\n")
@@ -99,6 +111,7 @@ def test_a_run_and_what_is_made_of_it(
     tiny_texts: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    umask_027: None,
 ) -> None:
     run, text = str(tiny_command.run_dir), str(tiny_texts / "test.txt")
     assert tiny_command("fit", "--trainer.max_steps=4").status == 0
@@ -112,7 +125,11 @@ def test_a_run_and_what_is_made_of_it(
     assert main(["export", "--plan", run, *exported, *curve]) == 0
     capsys.readouterr()
 
-    assert writes.seen_half(tmp_path) == ["config.yaml"]  # the test's own
+    config = tmp_path / "config.yaml"  # the test's own
+    assert writes.seen_half(tmp_path) == [config.name]
+    made = [path for path in tmp_path.rglob("*") if path != config]
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in made}
+    assert modes == {(True, 0o750), (False, 0o640)}
     names = {path.name for path in tmp_path.rglob("*")}
     assert {"metrics.csv", "summary.json", "last.ckpt", "plan.json", "result.md"} < names
     assert {"report.html", "curve.json", "export.json", "model.safetensors"} < names

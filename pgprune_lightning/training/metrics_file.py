@@ -182,8 +182,8 @@ class MetricsFile(Logger):
         self._close_row()
         if status == "success" and self._unwritten:
             raise UserError(
-                f"{len(self._unwritten)} rows of {self._path} could not be written. Make room, or "
-                "make it writable, and go on with --resume auto."
+                f"{len(self._unwritten)} rows of {self._path} could not be written, and are lost; "
+                "the rest of the run is complete. Make room, or make the file writable."
             )
 
     def _close_row(self) -> None:
