@@ -9,8 +9,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from types import ModuleType
 
 from pgprune_lightning import __version__
+from pgprune_lightning.checkout import research_module
 from pgprune_lightning.credentials import refuse_secrets_in_arguments
 from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
 from pgprune_lightning.stop_signals import EXIT_INTERRUPTED
@@ -29,10 +31,16 @@ OWN_COMMANDS = {
     "evaluate": "Measure dense, pruned and exported models alike.",
     "compare": "Prune one model by several methods, and print one table.",
     "bench": "Time training steps, beside a reference implementation.",
+}
+"""Those with options of their own, one module each in `pgprune_lightning.commands`."""
+
+RESEARCH_COMMANDS = {
     "study": "Compare recipes at equal passes, and back-propagation at equal time.",
     "variance": "Measure the variance of gradient estimators at one policy.",
 }
-"""Those with options of their own, one module each in `pgprune_lightning.commands`."""
+"""Those of the repository alone, one module each in `research/`."""
+
+COMMANDS = TRAINER_COMMANDS | OWN_COMMANDS | RESEARCH_COMMANDS
 
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
@@ -65,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """Every command in a line."""
-    width = max(len(name) for name in (*TRAINER_COMMANDS, *OWN_COMMANDS)) + 2
-    lines = [f"  {name:{width}}{does}" for name, does in (TRAINER_COMMANDS | OWN_COMMANDS).items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{does}" for name, does in COMMANDS.items()]
     return "\n".join(
         [
             "usage: pgprune COMMAND [OPTIONS]    or: python -m pgprune_lightning COMMAND [OPTIONS]",
@@ -104,9 +112,8 @@ def _run(arguments: list[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     refuse_secrets_in_arguments(arguments)
     command = arguments[0] if arguments else ""
-    if command in OWN_COMMANDS:
-        module = importlib.import_module(f"pgprune_lightning.commands.{command}")
-        status: int = module.main(arguments[1:])
+    if command in OWN_COMMANDS or command in RESEARCH_COMMANDS:
+        status: int = command_module(command).main(arguments[1:])
         return status
     if command not in TRAINER_COMMANDS and not command.startswith("-"):
         raise UserError(_unknown(command))
@@ -116,8 +123,22 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
 
 
+def command_module(command: str) -> ModuleType:
+    """Import the module of a command that has options of its own.
+
+    Args:
+        command: Its name.
+
+    Raises:
+        UserError: If it is one of the repository's, and this is none.
+    """
+    if command in RESEARCH_COMMANDS:
+        return research_module(command)
+    return importlib.import_module(f"pgprune_lightning.commands.{command}")
+
+
 def _unknown(command: str) -> str:
-    names = [*TRAINER_COMMANDS, *OWN_COMMANDS]
+    names = list(COMMANDS)
     if not command:
         return f"no command is given. Give one of {', '.join(names)} (pgprune --help)."
     close = get_close_matches(command, names, n=1)

@@ -46,10 +46,10 @@ from pgprune_lightning.policy import (
     PGPEPolicy,
     StructuredLogits,
 )
-from pgprune_lightning.reference import BackpropagatedPruning, StraightThrough
 from pgprune_lightning.slicing import cut_model
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.budget_schedule import Progressive
+from research.backpropagation import BackpropagatedPruning, StraightThrough
 from tests.simulated_accelerator import SimulatedAccelerator, simulated_accelerator
 from tests.tiny_models import CONFIGS, make_tiny_model, random_tokens
 from tests.tiny_runs import TinyRun, write_tiny_model, write_tiny_texts

@@ -1,6 +1,5 @@
 """What the pages say to type: commands, options and files, read out of their Markdown."""
 
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.cli import OWN_COMMANDS
+from pgprune_lightning.cli import OWN_COMMANDS, RESEARCH_COMMANDS, command_module
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_PAGES = ROOT / "docs" / "commands"
@@ -64,8 +63,7 @@ def parser_of(command: str) -> Any:
     """The parser of a command."""
     if command in LIGHTNING_COMMANDS:
         return _fit_parser()._subcommands_action._name_parser_map[command]
-    module = importlib.import_module(f"pgprune_lightning.commands.{command}")
-    return getattr(module, f"{command}_parser")()
+    return getattr(command_module(command), f"{command}_parser")()
 
 
 @cache
@@ -95,4 +93,4 @@ def takes(command: str, option: str) -> bool:
 
 def commands() -> list[str]:
     """The commands that are there."""
-    return [*LIGHTNING_COMMANDS, *OWN_COMMANDS]
+    return [*LIGHTNING_COMMANDS, *OWN_COMMANDS, *RESEARCH_COMMANDS]

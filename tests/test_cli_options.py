@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pgprune_lightning.cli import OWN_COMMANDS, TRAINER_COMMANDS, main
+from pgprune_lightning.cli import COMMANDS, main
 from pgprune_lightning.pruning_cli import PruningCLI
 
 TEXT_SOURCE = """path label name split data_files revision field local_copy join
@@ -107,7 +107,7 @@ def test_help_leads_on(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "policy gradients" in text
     assert "configs/quickstart.yaml" in text
-    for command in (*TRAINER_COMMANDS, *OWN_COMMANDS):
+    for command in COMMANDS:
         assert f"\n  {command} " in text
     assert max(map(len, text.splitlines())) <= 100
 

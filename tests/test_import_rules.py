@@ -25,14 +25,12 @@ def guarded(name, globals=None, locals=None, fromlist=(), level=0):
     return original(name, globals, locals, fromlist, level)
 
 builtins.__import__ = guarded
-import importlib
-
 import pgprune_lightning.__main__
 import pgprune_lightning.pruning_cli
-from pgprune_lightning.cli import OWN_COMMANDS
+from pgprune_lightning.cli import OWN_COMMANDS, RESEARCH_COMMANDS, command_module
 
-for command in OWN_COMMANDS:
-    importlib.import_module(f"pgprune_lightning.commands.{command}")
+for command in (*OWN_COMMANDS, *RESEARCH_COMMANDS):
+    command_module(command)
 """
 
 _IMPORT_POLICY = """

@@ -201,3 +201,21 @@ def units(request: pytest.FixtureRequest) -> dict[str, Any]:
 def tiny_model() -> Callable[..., PreTrainedModel]:
     """Makes a fresh tiny model: `tiny_model("llama_gqa", tie_word_embeddings=True)`."""
     return make_tiny_model
+
+
+@pytest.fixture
+def continuation() -> Callable[..., Tensor]:
+    """Gives a prompt of 12 tokens and the 8 after it: `continuation(model, use_cache=True)`."""
+
+    def generate(model: PreTrainedModel, *, use_cache: bool) -> Tensor:
+        prompt_BT = random_tokens(tokens=12)
+        return model.generate(
+            prompt_BT,
+            attention_mask=torch.ones_like(prompt_BT),
+            max_new_tokens=8,
+            do_sample=False,
+            use_cache=use_cache,
+            pad_token_id=0,
+        )
+
+    return generate

@@ -17,8 +17,8 @@ from pgprune_lightning.benchmark.random_weights import random_model
 from pgprune_lightning.benchmark.report import header, rows, scaling_rows
 from pgprune_lightning.benchmark.side_by_side import Benchmark
 from pgprune_lightning.benchmark.timing import Limits
-from pgprune_lightning.benchmark.unit_scaling import time_by_units
 from pgprune_lightning.benchmark.workload import check_keep_ratios
+from pgprune_lightning.checkout import research_module
 from pgprune_lightning.commands.bench_choice import Choice, choose
 from pgprune_lightning.commands.device_option import add_device_option, named_device
 from pgprune_lightning.commands.experiment_options import command_line
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     print(header(about | benchmark.describe()), flush=True)
     result = about | run_benchmark(benchmark, keep_ratios, _tell)
     if given.scaling:
-        result["scaling"] = time_by_units(
+        result["scaling"] = research_module("unit_scaling").time_by_units(
             device,
             keep_ratio=keep_ratios[0],
             num_mask_samples=workload.num_mask_samples,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import callbacks
+from pgprune_lightning.checkout import research_module
 from pgprune_lightning.comparison.cell_identity import Identity, cell_identity
 from pgprune_lightning.comparison.experiment import (
     LEARNING_KINDS,
@@ -20,7 +21,6 @@ from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.initial_policy import METRICS
 from pgprune_lightning.pruning_cli import run_command
-from pgprune_lightning.reference import BackpropagatedPruning
 from pgprune_lightning.resolved_config import plain
 from pgprune_lightning.training import PolicyGradientPruning
 
@@ -57,7 +57,10 @@ class Cell:
 
 def module_class(kind: MethodKind) -> type[PolicyGradientPruning]:
     """What `fit` runs for a method, and whose options it takes."""
-    return BackpropagatedPruning if kind == "backpropagated" else PolicyGradientPruning
+    if kind != "backpropagated":
+        return PolicyGradientPruning
+    pruning: type[PolicyGradientPruning] = research_module("backpropagation").BackpropagatedPruning
+    return pruning
 
 
 class _CheckedCLI(RepeatedCLI):

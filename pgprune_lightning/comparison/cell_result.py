@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from pgprune_lightning.checkout import research_module
 from pgprune_lightning.comparison.cell import Cell, module_class
 from pgprune_lightning.comparison.cell_folder import CellResult
 from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
@@ -19,7 +20,7 @@ from pgprune_lightning.comparison.tuning import tune
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.evaluation.resources import ResourceMeter
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.slicing import cut_model, slice_model
+from pgprune_lightning.slicing import cut_model
 
 PLAN_FOLDER = "plan"
 RUN_FOLDER = "run"
@@ -166,7 +167,7 @@ def _slicegpt(cell: Cell) -> _Pruned:
     meter.start(cli.device)
     batches = [batch_BT.to(cli.device) for batch_BT in text]
     budget = module.space.kept_parameters(module.current_mask())
-    sliced = slice_model(module.environment.model, batches, budget)
+    sliced = research_module("slicegpt").slice_model(module.environment.model, batches, budget)
     meter.stop()
     details = {"width": sliced.width}
     return _Pruned(

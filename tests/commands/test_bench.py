@@ -34,7 +34,7 @@ RESULT = """keep_ratio reference ours ratio execution flops_share_of_peak
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", TINY_SHAPE)
     monkeypatch.setattr("pgprune_lightning.benchmark.arithmetic.SQUARE", {"cpu": 128})
-    monkeypatch.setattr("pgprune_lightning.benchmark.unit_scaling.UNITS", (10, 100))
+    monkeypatch.setattr("research.unit_scaling.UNITS", (10, 100))
 
 
 @pytest.fixture

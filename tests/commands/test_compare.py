@@ -90,7 +90,7 @@ def test_back_propagation_stands_beside_forward_passes(compare: Compare, tmp_pat
     """Six steps of 2 sequences of 16 tokens: 2 masks each, or one forward and one backward pass."""
     straight = {
         "model.num_mask_samples": 1,
-        "model.gates.class_path": "pgprune_lightning.reference.StraightThrough",
+        "model.gates.class_path": "research.backpropagation.StraightThrough",
         "model.gates.init_args.mask": "sample",
     }
     methods = {
@@ -125,7 +125,7 @@ def test_back_propagation_stands_beside_forward_passes(compare: Compare, tmp_pat
 
 
 def test_the_options_of_back_propagation_are_its_own(compare: Compare) -> None:
-    options = {"model.gates.class_path": "pgprune_lightning.reference.StraightThrough"}
+    options = {"model.gates.class_path": "research.backpropagation.StraightThrough"}
     run = compare(methods={"learned": {"kind": "learned", "options": options}})
     assert run.status == 2
     assert "gates" in run.err

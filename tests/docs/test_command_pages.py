@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pgprune_lightning.cli import OWN_COMMANDS
+from pgprune_lightning.cli import OWN_COMMANDS, RESEARCH_COMMANDS
 from tests.documentation import (
     COMMAND_PAGES,
     PAGES,
@@ -22,7 +22,7 @@ from tests.documentation import (
 )
 
 ROW_WITH_DEFAULT = re.compile(r"^\| `(--[\w.-]+)` \| `([^`]+)` \|", re.MULTILINE)
-OWN_PAGES = {"fit": "fit", **{name: name for name in OWN_COMMANDS}}
+OWN_PAGES = {"fit": "fit", **{name: name for name in (*OWN_COMMANDS, *RESEARCH_COMMANDS)}}
 PAGE_OF = {**OWN_PAGES, "validate": "validate_test", "test": "validate_test"}
 
 

@@ -12,7 +12,7 @@ import callbacks
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.policy import shift_logits
-from pgprune_lightning.reference import (
+from research.backpropagation import (
     BackpropagatedPruning,
     GateDraw,
     GumbelSoftmax,

@@ -12,8 +12,8 @@ import yaml
 
 from pgprune_lightning.cli import main
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.estimator_study import Study, summarized, with_time_of
 from pgprune_lightning.errors import UserError
+from research.estimator_study import Study, summarized, with_time_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ESTIMATORS = CONFIGS / "experiments" / "estimators"

@@ -16,11 +16,11 @@ from torch.optim import Adam
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.gates import gate_gradient, gated
 from pgprune_lightning.policy import mask_generator, shift_logits
-from pgprune_lightning.reference.gate_draw import GateDraw
-from pgprune_lightning.reference.logit_gradient import logit_gradient
-from pgprune_lightning.reference.straight_through import StraightThrough
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.mask_judging import check_losses
+from research.backpropagation.gate_draw import GateDraw
+from research.backpropagation.logit_gradient import logit_gradient
+from research.backpropagation.straight_through import StraightThrough
 
 _LEAST_DISTANCE = 1e-12  # of a probability from 0 and 1, so that its logit is finite
 

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
 from pgprune_lightning.masking.sub_layer import DecoderLayer
-from pgprune_lightning.slicing.layer_calls import record_layer_calls
-from pgprune_lightning.slicing.shortcut_layer import Shortcut, ShortcutLayer, StreamNorm
-from pgprune_lightning.slicing.stream_width import (
+from research.slicegpt.layer_calls import record_layer_calls
+from research.slicegpt.shortcut_layer import Shortcut, ShortcutLayer, StreamNorm
+from research.slicegpt.stream_width import (
     ResidualBlock,
     largest_width,
     residual_blocks,

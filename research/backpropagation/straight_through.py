@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import FeasibleSet
-from pgprune_lightning.reference.gate_draw import GateDraw
+from research.backpropagation.gate_draw import GateDraw
 
 
 class StraightThrough(GateDraw):

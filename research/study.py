@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pgprune_lightning.commands.experiment_options import add_experiment_options, command_line
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.estimator_study import Study, run_study
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import EXIT_USER_ERROR
+from research.estimator_study import Study, run_study
 
 DESCRIPTION = (
     "Compares recipes, then gives back-propagation the time that one of them took, and writes "

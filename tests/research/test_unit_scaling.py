@@ -2,7 +2,7 @@
 
 import torch
 
-from pgprune_lightning.benchmark.unit_scaling import time_by_units
+from research.unit_scaling import time_by_units
 
 
 def test_every_number_of_units_is_timed() -> None:

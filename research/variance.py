@@ -10,10 +10,10 @@ import torch
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.gradient_variance import gradient_variance
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.masking.model_reuse import one_model_kept
+from research.gradient_variance import gradient_variance
 
 DESCRIPTION = (
     "Holds the policy at its start and measures the variance of the gradient that each row of an "

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pgprune_lightning.cli import main
-from pgprune_lightning.comparison.gradient_variance import STAY, GradientMoments, _StayingCLI
+from research.gradient_variance import STAY, GradientMoments, _StayingCLI
 from tests.tiny_commands import TinyCommand
 
 
