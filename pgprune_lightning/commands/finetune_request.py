@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pgprune_lightning.commands.device_option import named_device
 from pgprune_lightning.data.token_blocks import TokenBlocks
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, about
 from pgprune_lightning.export.curve import CurveText, text_source
 from pgprune_lightning.finetuning import LoraOptions, check_finetuning, read_alpaca
 from pgprune_lightning.finetuning.adapter_checkpoints import first_difference
@@ -58,7 +58,8 @@ def build_job(given: Any, command: str) -> Job | None:
     config = read_exported_config(exported)
     check_output(output, exported, given.existing, given.resume)
     lora = _checked_adapter(config, lora)
-    records = read_alpaca(given.records)
+    with about("--records"):
+        records = read_alpaca(given.records)
     tokenizer = load_tokenizer(str(exported))
     examples = draw_examples(tokenizer, records, lora, config.vocab_size)
     blocks, text = _text(given, tokenizer, config.vocab_size)

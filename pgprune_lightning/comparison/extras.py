@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.errors import about
 from pgprune_lightning.evaluation import check_zero_shot_tasks
 from pgprune_lightning.finetuning import check_finetuning, read_alpaca
 
@@ -26,4 +27,5 @@ def check_extras(experiment: Experiment, cells: Sequence[Cell]) -> None:
     check_zero_shot_tasks(experiment.zero_shot, experiment.local_zero_shot_folder)
     if experiment.finetune is not None and any(cell.finetune for cell in cells):
         check_finetuning(experiment.finetune.lora)
-        read_alpaca(experiment.finetune.records)
+        with about("finetune.records"):
+            read_alpaca(experiment.finetune.records)

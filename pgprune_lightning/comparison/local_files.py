@@ -10,6 +10,7 @@ from typing import Any
 
 from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
+from pgprune_lightning.errors import about
 from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
 from pgprune_lightning.plan import PLAN_FILE, find_plan
 
@@ -54,8 +55,10 @@ def content_digests(
         **{f"data.{name}": _text_files(text) for name, text in _texts(options["data"])},
         **_start_files(options["model"].get("initialization", {})),
         "zero_shot": _task_files(experiment),
-        "finetune.records": _text_files({"path": finetune.records}) if finetune else (),
     }
+    if finetune is not None:
+        with about("finetune.records"):
+            files["finetune.records"] = _text_files({"path": finetune.records})
     found = {name: [path for path in paths if path.is_file()] for name, paths in files.items()}
     digests = {name: _digest(paths) for name, paths in found.items() if paths}
     tokenizer = options["data"].get("tokenizer")

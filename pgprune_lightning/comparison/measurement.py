@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.comparison.experiment import Experiment, LatencyOptions
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.data.token_blocks import TokenBlocks
+from pgprune_lightning.errors import about
 from pgprune_lightning.evaluation import (
     evaluate_perplexity,
     evaluate_zero_shot,
@@ -96,11 +97,12 @@ def _blocks(data: TokenBlocksDataModule, length: int, tokens: int | None) -> Tok
     source = data.test[0]
     if tokens is None and source.num_blocks is not None:
         tokens = source.num_blocks * data.evaluation_block_length
-    return text_blocks(
-        source,
-        data.load_tokenizer(),
-        length,
-        tokens=tokens,
-        bos_per_block=bool(data.bos_per_block),
-        cache_dir=data.cache_dir,
-    )
+    with about("data.test[0]"):
+        return text_blocks(
+            source,
+            data.load_tokenizer(),
+            length,
+            tokens=tokens,
+            bos_per_block=bool(data.bos_per_block),
+            cache_dir=data.cache_dir,
+        )

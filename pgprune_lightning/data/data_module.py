@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from pgprune_lightning.data.batch_order import (
 )
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks, open_token_blocks
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, about, warn_once
 from pgprune_lightning.stop_signals import ignore_stop_signals
 
 Blocks = TypeVar("Blocks")
@@ -91,16 +92,36 @@ class TokenBlocksDataModule(LightningDataModule):
         for name, minimum in lowest.items():
             value = getattr(self, name)
             if value < minimum:
-                raise UserError(f"{name} must be at least {minimum}, not {value}")
+                raise UserError(f"data.{name} must be at least {minimum}, not {value}")
         for role in ("train", "validation"):
             if getattr(self, role).optional:
-                raise UserError(f"the {role} text cannot be optional: every run reads it")
+                raise UserError(f"data.{role}: the text cannot be optional: every run reads it")
         labels = [source.title for source in self.test]
         for label in labels:
             if labels.count(label) > 1:
-                raise UserError(f"two test texts are called {label!r}; give each its own label")
-        for source in (self.train, self.validation, *self.test):
-            source.check()
+                raise UserError(
+                    f"data.test: two texts are called {label!r}; give each its own label"
+                )
+        for option, source in self._texts():
+            with about(option):
+                source.check()
+        self._warn_of_shared_documents()
+
+    def _texts(self) -> list[tuple[str, TextSource]]:
+        """All texts, each by the option that gives it."""
+        tests = [(f"data.test[{number}]", source) for number, source in enumerate(self.test)]
+        return [("data.train", self.train), ("data.validation", self.validation), *tests]
+
+    def _warn_of_shared_documents(self) -> None:
+        train, validation, *tests = self._texts()
+        for first, other in [(train, validation), *product((train, validation), tests)]:
+            (learned, source), (measured, text) = first, other
+            if source.shares_documents(text):
+                warn_once(
+                    f"{learned} and {measured} share documents: parts {list(source.part)} and "
+                    f"{list(text.part)} of {text.path}. A mask is then measured on what it was "
+                    "learned or chosen by; give parts that do not overlap, or other texts."
+                )
 
     def prepare_data(self) -> None:
         """Make the token blocks that the cache does not hold yet; one process a machine does it.
@@ -110,12 +131,13 @@ class TokenBlocksDataModule(LightningDataModule):
         """
         self._choose_bos()
         stage = self.trainer.state.fn if self.trainer is not None else None
-        self._blocks(build_token_blocks, self.train, training=True)
+        train, validation, *tests = self._texts()
+        self._blocks(build_token_blocks, *train, training=True)
         if stage != "test":
-            self._blocks(build_token_blocks, self.validation)
-        for source in self.test if stage != "validate" else []:
+            self._blocks(build_token_blocks, *validation)
+        for option, source in tests if stage != "validate" else []:
             try:
-                self._blocks(build_token_blocks, source)
+                self._blocks(build_token_blocks, option, source)
             except SourceUnavailable as error:
                 if not source.optional:
                     raise
@@ -128,11 +150,12 @@ class TokenBlocksDataModule(LightningDataModule):
             stage: "fit", "validate" or "test"; None: all texts.
         """
         self._choose_bos()
-        self.train_blocks = self._open(self.train, training=True)
+        train, validation, *tests = self._texts()
+        self.train_blocks = self._open(*train, training=True)
         if stage != "test":
-            self.validation_blocks = self._open(self.validation)
+            self.validation_blocks = self._open(*validation)
         if stage != "validate":
-            opened = [self._open(source) for source in self.test]
+            opened = [self._open(*text) for text in tests]
             self.test_blocks = [blocks for blocks in opened if blocks is not None]
 
     def train_dataloader(self) -> DataLoader[Tensor]:
@@ -170,7 +193,8 @@ class TokenBlocksDataModule(LightningDataModule):
         if num_blocks > len(blocks):
             raise UserError(
                 f"initialization.num_blocks: {num_blocks} blocks are wanted for calibration, but "
-                f"{blocks.label} has only {len(blocks)}; ask for fewer, or give more text"
+                f"data.train ({blocks.label}) has only {len(blocks)}; ask for fewer, or give more "
+                "text"
             )
         order = epoch_permutation(len(blocks), self.seed, epoch=0)[:num_blocks].tolist()
         return (
@@ -195,20 +219,29 @@ class TokenBlocksDataModule(LightningDataModule):
             self.bos_per_block = bool(getattr(module, "needs_bos", False))
 
     def _blocks(
-        self, build_or_open: Callable[..., Blocks], source: TextSource, *, training: bool = False
+        self,
+        build_or_open: Callable[..., Blocks],
+        option: str,
+        source: TextSource,
+        *,
+        training: bool = False,
     ) -> Blocks:
-        return build_or_open(
-            source,
-            self.load_tokenizer(),
-            self.block_length if training else self.evaluation_block_length,
-            seed=self.seed if training else None,
-            bos_per_block=bool(self.bos_per_block),
-            cache_dir=self.cache_dir,
-        )
+        tokenizer = self.load_tokenizer()
+        with about(option):
+            return build_or_open(
+                source,
+                tokenizer,
+                self.block_length if training else self.evaluation_block_length,
+                seed=self.seed if training else None,
+                bos_per_block=bool(self.bos_per_block),
+                cache_dir=self.cache_dir,
+            )
 
-    def _open(self, source: TextSource, *, training: bool = False) -> TokenBlocks | None:
+    def _open(
+        self, option: str, source: TextSource, *, training: bool = False
+    ) -> TokenBlocks | None:
         try:
-            blocks = self._blocks(open_token_blocks, source, training=training)
+            blocks = self._blocks(open_token_blocks, option, source, training=training)
         except SourceUnavailable:
             blocks = None
         if blocks is None and not source.optional:
@@ -218,7 +251,9 @@ class TokenBlocksDataModule(LightningDataModule):
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded at the first call."""
         if self.tokenizer is None:
-            raise UserError("no tokenizer: name the model's hub id, folder or GGUF file")
+            raise UserError(
+                "data.tokenizer: no tokenizer; name the model's hub id, folder or GGUF file"
+            )
         if isinstance(self.tokenizer, str):
             from pgprune_lightning.masking.tokenizer import load_tokenizer
 
@@ -236,9 +271,11 @@ class TokenBlocksDataModule(LightningDataModule):
         """
         from pgprune_lightning.masking.tokenizer import check_tokens
 
-        for blocks in (self.train_blocks, self.validation_blocks, *self.test_blocks):
+        texts = [("data.train", self.train_blocks), ("data.validation", self.validation_blocks)]
+        for option, blocks in [*texts, *(("data.test", blocks) for blocks in self.test_blocks)]:
             if blocks is not None:
-                check_tokens(blocks.array, self.load_tokenizer(), num_rows, blocks.label)
+                with about(option):
+                    check_tokens(blocks.array, self.load_tokenizer(), num_rows, blocks.label)
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process, and the number of processes."""

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pgprune_lightning.data.text_files import (
     cause_of,
     load_columns,
+    place_of,
     read_texts,
     text_columns,
 )
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource, file_format
-from pgprune_lightning.errors import about
+from pgprune_lightning.errors import about, warn_once
 
 # Parts of a text must not overlap between runs, so their order never depends on a run's seed.
 _PART_SEED = 0
@@ -48,8 +49,14 @@ def read_documents(source: TextSource) -> datasets.Dataset:
             return _as_text(text_columns(table, [source.field], _ADVICE))
     match file_format(files[0]):
         case "plain":
-            texts = [part for text in read_texts(files) for part in _split(text, source)]
-            return _as_dataset(texts)
+            texts = read_texts(files)
+            separator = source.document_separator
+            if separator is not None and not any(separator in text for text in texts):
+                warn_once(
+                    f"{place_of(files)}: document_separator {separator!r} does not occur, so every "
+                    "file is one document."
+                )
+            return _as_dataset([part for text in texts for part in _split(text, source)])
         case "wikitext":
             return _as_dataset([row for text in read_texts(files) for row in _wikitext_rows(text)])
         case _:

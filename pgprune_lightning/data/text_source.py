@@ -5,9 +5,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, about
 
 # Longest suffix first where one ends in another.
 FILE_FORMATS = {
@@ -18,6 +18,14 @@ FILE_FORMATS = {
     ".parquet": "parquet",
     ".txt": "plain",
     ".raw": "wikitext",
+}
+_INSTEAD_OF_EMPTY = {
+    "path": "give a file, a folder or a hub dataset id",
+    "label": "give a name, or null for the end of the path",
+    "field": "give the name of the column that holds the text",
+    "split": "give the name of a split of the hub dataset, such as train",
+    "local_copy": "give a path, or null for none",
+    "document_separator": "give what stands between documents, or null for one document a file",
 }
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -89,7 +97,7 @@ class TextSource:
     @property
     def described(self) -> str:
         """This text in messages: where it lies, behind the label that tables give it."""
-        return self.path if self.label is None else f"{self.label} ({self.path})"
+        return f"{self.label} ({self.path})" if self.label else self.path
 
     def check(self) -> None:
         """Reject, before anything is loaded, what cannot work.
@@ -97,31 +105,49 @@ class TextSource:
         Raises:
             UserError: A value out of range, or a local text that is missing and not optional.
         """
-        start, end = self.part
-        if not 0 <= start < end <= 1:
-            raise UserError(
-                f"{self.title}: part must be [from, to] with 0 <= from < to <= 1, not {self.part}"
-            )
-        if self.join == "blank_line" and (start, end) != (0, 1):
-            raise UserError(
-                f"{self.title}: join 'blank_line' reads the text whole; remove part {self.part}, "
-                "or use join 'end_token'"
-            )
-        if self.num_blocks is not None and self.num_blocks < 1:
-            raise UserError(
-                f"{self.title}: num_blocks must be at least 1, or null for all, "
-                f"not {self.num_blocks}"
-            )
-        if not 0 <= self.spaced_punctuation <= 1:
-            raise UserError(
-                f"{self.title}: spaced_punctuation is a share of the documents, 0 to 1, not "
-                f"{self.spaced_punctuation}"
-            )
+        with about(self.described):
+            self._check_values()
         try:
             self.local_files()
         except SourceUnavailable:
             if not self.optional:
                 raise
+
+    def _check_values(self) -> None:
+        start, end = self.part
+        if not 0 <= start < end <= 1:
+            raise UserError(
+                f"part must be [from, to] with 0 <= from < to <= 1, not {list(self.part)}"
+            )
+        if self.join == "blank_line" and (start, end) != (0, 1):
+            raise UserError(
+                f"join 'blank_line' reads the text whole; remove part {list(self.part)}, or use "
+                "join 'end_token'"
+            )
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise UserError(
+                f"num_blocks must be at least 1, or null for all, not {self.num_blocks}"
+            )
+        if not 0 <= self.spaced_punctuation <= 1:
+            raise UserError(
+                "spaced_punctuation is a share of the documents, 0 to 1, not "
+                f"{self.spaced_punctuation}"
+            )
+        for name, instead in _INSTEAD_OF_EMPTY.items():
+            if getattr(self, name) == "":
+                raise UserError(f"{name} is empty; {instead}")
+
+    def shares_documents(self, other: "TextSource") -> bool:
+        """Whether some documents are both in this text and in another one."""
+        start, end = max(self.part[0], other.part[0]), min(self.part[1], other.part[1])
+        return start < end and self._place() == other._place()
+
+    def _place(self) -> Any:
+        try:
+            files = self.local_files()
+        except SourceUnavailable:
+            files = None
+        return files or (self.path, self.name, self.split, self.data_files, self.revision)
 
     def local_files(self) -> tuple[Path, ...] | None:
         """The files to read, absolute, in a fixed order, of one format.
@@ -153,7 +179,10 @@ def _is_hub_id(path: str) -> bool:
 
 def _find_files(location: str) -> tuple[Path, ...]:
     in_package = location.startswith(_PACKAGE)
-    files = _package_files(location) if in_package else _path_files(_expand_variables(location))
+    try:
+        files = _package_files(location) if in_package else _path_files(_expand_variables(location))
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+        raise UserError(f"{location[:200]}: {error.strerror}; give an existing path") from error
     formats = {file_format(file) for file in files}
     if None in formats:
         unknown = next(file for file in files if file_format(file) is None)

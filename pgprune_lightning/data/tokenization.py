@@ -16,9 +16,9 @@ from pgprune_lightning.data.documents import (
     read_documents,
     spaced_documents,
 )
-from pgprune_lightning.data.text_source import TextSource
+from pgprune_lightning.data.text_source import TextSource, file_format
 from pgprune_lightning.data.typography import spaced
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, about
 
 _DOCUMENTS_AT_ONCE = 256
 _SHOW_PROGRESS_AFTER_SECONDS = 3.0
@@ -52,6 +52,9 @@ def tokenise_blocks(
     bos = _special_token(tokenizer, "bos") if bos_per_block else None
     text_length = block_length - (bos is not None)
     documents = read_documents(source)
+    order = document_order(len(documents), source, seed)
+    with about(source.described):
+        _refuse_empty_part(source, len(documents), len(order))
     if source.spaced_punctuation:
         documents = _typeset(documents, source)
     if source.join == "blank_line":
@@ -59,13 +62,13 @@ def tokenise_blocks(
         stream = _tokenise_whole(documents, tokenizer, add_special_tokens=bos is None)
     else:
         wanted = None if source.num_blocks is None else source.num_blocks * text_length
-        order = document_order(len(documents), source, seed)
         stream = _tokenise_documents(documents, order, tokenizer, wanted)
     num_blocks = len(stream) // text_length
     if num_blocks == 0:
         raise UserError(
-            f"{source.title}: too short for one block: {len(stream)} tokens found, "
-            f"{text_length} needed; give more text or a smaller block length"
+            f"{source.described}: too short for one block: {len(stream)} tokens found in "
+            f"{_documents_of(source, len(documents), len(order))}, {text_length} needed; give more "
+            "text or a smaller block length"
         )
     blocks = stream[: num_blocks * text_length].reshape(num_blocks, text_length)
     if source.num_blocks is not None and source.num_blocks < num_blocks:
@@ -73,6 +76,27 @@ def tokenise_blocks(
     if bos is None:
         return blocks
     return np.insert(blocks, 0, bos, axis=1)
+
+
+def _refuse_empty_part(source: TextSource, num_documents: int, num_used: int) -> None:
+    if num_used or not num_documents:
+        return
+    files = source.local_files()
+    is_plain = files is not None and file_format(files[0]) == "plain"
+    hint = ", or split the text by document_separator: a .txt file is one document without it"
+    raise UserError(
+        f"no text is left: part {list(source.part)} takes none of its {_counted(num_documents)}; "
+        f"set part to [0, 1]{hint * is_plain}"
+    )
+
+
+def _documents_of(source: TextSource, num_documents: int, num_used: int) -> str:
+    part = "" if num_used == num_documents else f"part {list(source.part)}, {num_used} of "
+    return f"{part}{_counted(num_documents)}"
+
+
+def _counted(num_documents: int) -> str:
+    return "1 document" if num_documents == 1 else f"{num_documents} documents"
 
 
 def _typeset(documents: datasets.Dataset, source: TextSource) -> datasets.Dataset:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks
+from pgprune_lightning.errors import about
 from pgprune_lightning.evaluation import evaluate_perplexity
 from pgprune_lightning.export.export_record import ExportRecord
 from pgprune_lightning.masking.token_loss import token_nll
@@ -65,15 +66,16 @@ class CurveText:
         if self.tokens is not None:
             source = replace(source, num_blocks=max(1, self.tokens // self.block_length))
         try:
-            blocks = build_token_blocks(
-                source, tokenizer, self.block_length, bos_per_block=self.bos_per_block
-            )
+            with about("--text"):
+                blocks = build_token_blocks(
+                    source, tokenizer, self.block_length, bos_per_block=self.bos_per_block
+                )
         except SourceUnavailable as error:
             if not source.optional:
                 raise
             warnings.warn(f"{error}. The curve has sizes only; give --text.", stacklevel=2)
             return None
-        check_tokens(blocks.array, tokenizer, num_rows, blocks.label)
+        check_tokens(blocks.array, tokenizer, num_rows, f"--text: {blocks.label}")
         return blocks
 
 
@@ -83,7 +85,8 @@ def text_source(given: str | None) -> TextSource:
         return replace(WIKITEXT, optional=given is None)
     is_wikitext = given.endswith(".raw")
     source = TextSource(given, split="test", join="blank_line" if is_wikitext else "end_token")
-    source.check()
+    with about("--text"):
+        source.check()
     return source
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.console import print_error
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, about
 from pgprune_lightning.evaluation import Evaluated, ModelFacts, provenance
 from pgprune_lightning.masking.model_reuse import one_model_kept
 from pgprune_lightning.masking.tokenizer import check_tokens
@@ -73,15 +73,13 @@ def prepare(rows: Sequence[Row], protocol: Protocol, loading: Loading) -> list[P
 
 
 def _prepared(row: Row, protocol: Protocol, loading: Loading) -> Prepared:
-    try:
+    with about(f"--model {row.name}"):
         model_type = model_type_of(row)
         tokenizer = tokenizer_of(row, loading)
         passages = read_passages(protocol.text, tokenizer, model_type)
         if (num_rows := num_tokens_of(row)) is not None:
             for passage in passages:
-                check_tokens(passage.token_ids, tokenizer, num_rows, passage.title)
-    except UserError as error:
-        raise UserError(f"--model {row.name}: {error}") from error
+                check_tokens(passage.token_ids, tokenizer, num_rows, f"--texts: {passage.title}")
     return Prepared(row, tokenizer, passages, protocol.text.has_bos(model_type))
 
 

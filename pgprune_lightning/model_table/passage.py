@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgprune_lightning.data.text_source import TextSource
 from pgprune_lightning.data.token_blocks import TokenBlocks
+from pgprune_lightning.errors import about
 from pgprune_lightning.evaluation import (
     Evaluated,
     evaluate_perplexity,
@@ -102,11 +103,12 @@ def read_passages(
         UserError: If a text cannot be read or is too short, or the tokenizer lacks a token.
     """
     bos = protocol.has_bos(model_type)
-    return [
-        passage
-        for source in protocol.texts
-        for passage in _passages(source, protocol, tokenizer, bos)
-    ]
+    with about("--texts"):
+        return [
+            passage
+            for source in protocol.texts
+            for passage in _passages(source, protocol, tokenizer, bos)
+        ]
 
 
 def _passages(

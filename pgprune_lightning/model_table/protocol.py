@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pgprune_lightning.data.text_source import TextSource
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, about
 from pgprune_lightning.evaluation import ZeroShotTask, check_zero_shot_tasks
 from pgprune_lightning.masking.decoder_family import layout_of
 from pgprune_lightning.masking.token_loss import TOKENS_PER_CHUNK
@@ -43,7 +43,8 @@ class TextProtocol:
             if titles.count(title) > 1:
                 raise UserError(f"--texts: two texts are called {title!r}; give each a NAME=TEXT.")
         for text in self.texts:
-            text.check()
+            with about("--texts"):
+                text.check()
         if not self.lengths or min(self.lengths) < 2 or len(set(self.lengths)) < len(self.lengths):
             given = " ".join(map(str, self.lengths))
             raise UserError(

@@ -42,7 +42,7 @@ def _without_bos(model: Path, folder: Path) -> Path:
         (["--model", "{model}", "--texts", "{text}", "--lengths", "4096"], "too short for one"),
         (
             ["--model", "{more_tokens}", "--texts", "{beyond}", "--lengths", "16"],
-            "error: --model more: beyond at 16: it holds the token '<x4>' with id 97",
+            "error: --model more: --texts: beyond at 16: it holds the token '<x4>' with id 97",
         ),
         (["--model", "{no_bos}", "--texts", "{text}", "--bos-per-block", "always"], "no bos token"),
         (["--model", "{model}", "--texts", "{text}", "--stride", "2048"], "--stride"),

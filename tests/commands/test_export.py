@@ -122,7 +122,7 @@ BAD_INPUT = {
     "block": (["--block-length", "1"], "at least 2 tokens"),
     "tokens without rows": (
         ["--base-model", "{more_tokens}", "--text", "{beyond}", "--block-length", "16"],
-        "beyond: it holds the token '<x4>' with id 97",
+        "--text: beyond: it holds the token '<x4>' with id 97",
     ),
 }
 

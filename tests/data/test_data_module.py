@@ -64,7 +64,7 @@ def test_calibration_batches_are_the_same_on_every_rank(module: TokenBlocksDataM
     again = list(module.calibration_batches(num_blocks=7, batch_size=4))
     assert torch.equal(torch.cat(first), torch.cat(again))
     assert len(torch.unique(torch.cat(first), dim=0)) == 7
-    with pytest.raises(UserError, match="26 blocks are wanted for calibration, but train has only"):
+    with pytest.raises(UserError, match=r"26 blocks are .* data\.train \(train\) has only 25"):
         next(module.calibration_batches(num_blocks=26, batch_size=4))
 
 
@@ -154,11 +154,14 @@ def test_an_optional_text_that_is_wrong_is_an_error(
         ({"evaluation_batch_size": -1}, "evaluation_batch_size must be at least 1"),
         ({"num_workers": -1}, "num_workers must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"train": TextSource("missing.txt")}, "missing.txt: no such file"),
-        ({"validation": TextSource("a/b", part=(1, 0))}, "b: part must be"),
-        ({"test": [TextSource("missing.jsonl")]}, "missing.jsonl: no such file"),
-        ({"train": TextSource("a/b", optional=True)}, "train text cannot be optional"),
-        ({"test": [TextSource("a/b"), TextSource("c/b")]}, "two test texts are called 'b'"),
+        ({"train": TextSource("missing.txt")}, r"data\.train: missing.txt: no such file"),
+        ({"validation": TextSource("a/b", part=(1, 0))}, r"^data\.validation: a/b: part must be"),
+        (
+            {"test": [TextSource("a/b"), TextSource("missing.jsonl")]},
+            r"^data\.test\[1\]: missing.jsonl: no such file",
+        ),
+        ({"train": TextSource("a/b", optional=True)}, r"data\.train: the text cannot be optional"),
+        ({"test": [TextSource("a/b"), TextSource("c/b")]}, r"data\.test: two texts are called 'b'"),
     ],
 )
 def test_bad_settings_are_found_at_construction(
@@ -168,8 +171,23 @@ def test_bad_settings_are_found_at_construction(
         make_module(tokenizer=None, **settings)
 
 
+def test_texts_that_share_documents(
+    make_module: MakeModule, sources: dict[str, TextSource], tmp_path: Path
+) -> None:
+    def part(start: float, end: float, label: str) -> TextSource:
+        return TextSource(sources["train"].path, part=(start, end), label=label)
+
+    train, validation, test = part(0, 0.8, "a"), part(0.7, 0.9, "b"), part(0.9, 1, "c")
+    with pytest.warns(UserWarning, match=r"data\.train and data\.validation share") as caught:
+        make_module(train=train, validation=validation, test=[test])
+    assert len(caught) == 1
+    assert f"parts [0, 0.8] and [0.7, 0.9] of {train.path}" in str(caught[0].message)
+    with pytest.warns(UserWarning, match=r"data\.validation and data\.test\[1\] share documents"):
+        make_module(test=[sources["first"], sources["validation"]])
+
+
 def test_no_tokenizer(make_module: MakeModule) -> None:
-    with pytest.raises(UserError, match="no tokenizer"):
+    with pytest.raises(UserError, match=r"data\.tokenizer: no tokenizer; name"):
         make_module(tokenizer=None).prepare_data()
 
 

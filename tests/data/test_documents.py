@@ -61,6 +61,12 @@ def test_a_plain_file_split_into_documents(tmp_path: Path) -> None:
     assert _texts(tmp_path / "a.txt", document_separator="<|endoftext|>") == ["one", "two\n\nlines"]
 
 
+def test_a_separator_that_does_not_occur(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    with pytest.warns(UserWarning, match=r"a\.txt: document_separator '\|' does not occur, so"):
+        assert _texts(tmp_path / "a.txt", document_separator="|") == ["one\n\ntwo"]
+
+
 def test_a_folder_is_one_document_a_file_in_any_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("fee: £15.8m".encode("cp1252"))
     (tmp_path / "b.txt").write_bytes("fee: £15.8m".encode())

@@ -175,7 +175,7 @@ def test_a_package_without_a_folder() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"part": (0.5, 0.5)}, r"part must be .* not \(0.5, 0.5\)"),
+        ({"part": (0.5, 0.5)}, r"^allenai/c4: part must be .* not \[0.5, 0.5\]"),
         ({"part": (-0.1, 0.5)}, "part must be"),
         ({"spaced_punctuation": 1.5}, "share of the documents, 0 to 1, not 1.5"),
         ({"spaced_punctuation": float("nan")}, "share of the documents, 0 to 1, not nan"),
@@ -183,11 +183,52 @@ def test_a_package_without_a_folder() -> None:
         ({"part": (0.0, float("nan"))}, "part must be"),
         ({"part": (0.0, 0.5), "join": "blank_line"}, "remove part"),
         ({"num_blocks": 0}, "num_blocks must be at least 1"),
+        ({"document_separator": ""}, "document_separator is empty; give what stands between"),
+        ({"label": ""}, "label is empty; give a name, or null for the end of the path"),
+        ({"field": ""}, "field is empty; give the name of the column"),
+        ({"local_copy": ""}, "local_copy is empty; give a path, or null for none"),
+        ({"split": ""}, "split is empty; give the name of a split"),
     ],
 )
 def test_values_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TextSource("allenai/c4", **settings).check()
+
+
+def test_an_empty_path() -> None:
+    with pytest.raises(UserError, match="path is empty; give a file, a folder or a hub dataset id"):
+        TextSource("").check()
+
+
+def test_a_text_in_place_of_its_path() -> None:
+    with pytest.raises(UserError, match="File name too long; give an existing path"):
+        TextSource("a text " * 1000).check()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((0, 1), (0, 1), True),
+        ((0, 0.8), (0.7, 0.9), True),
+        ((0, 0.8), (0.8, 0.9), False),
+        ((0.9, 1), (0, 0.8), False),
+    ],
+)
+def test_parts_of_a_text_that_share_documents(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: tuple[float, float],
+    second: tuple[float, float],
+    expected: bool,
+) -> None:
+    file = _write(tmp_path / "a.txt")
+    monkeypatch.chdir(tmp_path)
+    one, other = TextSource(str(file), part=first), TextSource("a.txt", part=second)
+    assert one.shares_documents(other) == expected
+    assert not one.shares_documents(TextSource(str(_write(tmp_path / "b.txt")), part=second))
+    hub = [TextSource("a/b", part=part) for part in (first, second)]
+    assert hub[0].shares_documents(hub[1]) == expected
+    assert not hub[0].shares_documents(TextSource("a/b", split="test", part=second))
 
 
 def test_a_part_may_come_as_a_list() -> None:

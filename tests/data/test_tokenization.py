@@ -189,13 +189,23 @@ def test_a_text_too_short_for_one_block(
     (tmp_path / "a.txt").write_text("w1 w2 w3")
     source = TextSource(str(tmp_path / "a.txt"), label="tiny", join=join)
     assert len(tokenise_blocks(source, tokenizer, 4)) == 1
-    with pytest.raises(UserError, match="tiny: too short for one block: 4 tokens found, 5 needed"):
+    found = r"tiny \(/.*/a\.txt\): too short for one block: 4 tokens found in 1 document, 5 needed"
+    with pytest.raises(UserError, match=found):
         tokenise_blocks(source, tokenizer, 5)
+
+
+def test_a_part_without_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "a.txt").write_text("w1 w2 w3")
+    path = str(tmp_path / "a.txt")
+    assert len(tokenise_blocks(TextSource(path, part=(0, 0.8)), tokenizer, 4)) == 1
+    message = r"a\.txt: no text is left: part \[0\.8, 0\.9\] takes none of its 1 document; set part"
+    with pytest.raises(UserError, match=message):
+        tokenise_blocks(TextSource(path, part=(0.8, 0.9)), tokenizer, 4)
 
 
 def test_a_text_of_empty_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 3)
-    with pytest.raises(UserError, match="a: too short for one block: 0 tokens found"):
+    with pytest.raises(UserError, match="too short for one block: 0 tokens found"):
         tokenise_blocks(TextSource(str(tmp_path / "a.jsonl")), tokenizer, 4)
 
 
