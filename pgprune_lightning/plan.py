@@ -10,17 +10,28 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
 from pgprune_lightning import __version__
 from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import BudgetScope, MaskSpace, UnitKind
+from pgprune_lightning.record_file import (
+    Count,
+    Name,
+    PositiveCount,
+    Record,
+    Share,
+    checked,
+    damaged,
+    read_object,
+)
 
 FORMAT = "pgprune-plan"
 VERSION = 1
@@ -123,24 +134,29 @@ class PruningPlan:
         Raises:
             UserError: If it is missing, damaged, of another format or of a newer version.
         """
-        description = _read_description(folder / PLAN_FILE)
+        path = folder / PLAN_FILE
+        record = _read_record(path)
+        description = checked(_Description, record, path, "plan")
+        if record["validation"]:
+            checked(_Validation, record["validation"], path, "plan", "validation")
+        tensors = _read_tensors(folder, description.tensors)
         try:
-            tensors = _read_tensors(folder, description["tensors"])
-            space = MaskSpace.from_dict(description["mask_space"])
             plan = cls(
-                base_model=BaseModel(**description["base_model"]),
-                space=space,
+                base_model=BaseModel(**record["base_model"]),
+                space=MaskSpace.from_dict(record["mask_space"]),
                 keep_probabilities_U=tensors["keep_probabilities"],
                 mask_U=tensors["mask"],
-                budget=dict(description["budget"]),
-                step=int(description["step"]),
-                validation=dict(description["validation"]),
+                budget=record["budget"],
+                step=description.step,
+                validation=record["validation"],
             )
-        except UserError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"plan: {folder / PLAN_FILE} is damaged: {error!r}.") from error
+        except KeyError as error:
+            sentence = f"{description.tensors.file} holds no tensor {error}"
+            raise UserError(damaged(path, "plan", sentence)) from error
+        except UserError as error:
+            raise UserError(f"plan: {path}: {error}") from error
         _check_tensors(plan, folder)
+        _check_agreement(plan, description, path)
         return plan
 
     def check_base_model(self, fingerprint: str, source: str) -> None:
@@ -169,33 +185,91 @@ def find_plan(path: Path) -> Path:
     raise UserError(f"plan: there is neither {path / PLAN_FILE} nor {path}/plans/best/{PLAN_FILE}.")
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"plan: there is no {PLAN_FILE} in {path.parent}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"plan: {path} cannot be read: {error}.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+class _Budget(Record):
+    keep_ratio: Annotated[float, Field(gt=0, le=1)]
+    scope: BudgetScope
+    protected_layers: list[int]
+    layer_keep_ratios: Annotated[
+        list[Share], Field(min_length=2, max_length=2, default_factory=lambda: [0.0, 1.0])
+    ]
+    round_to: PositiveCount = 1
+    tensor_parallel: PositiveCount = 1
+
+
+class _Validation(Record):
+    text: str
+    sequence_length: Annotated[PositiveCount, Field(ge=2)]
+    perplexity: Annotated[float, Field(gt=0)] | None
+    bos_per_block: bool = False
+
+
+class _Model(Record):
+    source: Name
+    model_type: Name
+    fingerprint: Name
+    parameters: PositiveCount
+
+
+class _Tensors(Record):
+    file: Name
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Group(Record):
+    layer: Count
+    kind: UnitKind
+    start: Count
+    count: PositiveCount
+    unit_cost: PositiveCount
+    remnant_cost: Count
+
+
+class _Space(Record):
+    groups: list[_Group]
+    total_parameters: PositiveCount
+
+
+class _Description(Record):
+    """What `plan.json` holds, but for the fields of `validation`, which may be empty."""
+
+    format: str
+    version: int
+    written_by: str
+    base_model: _Model
+    budget: _Budget
+    step: Count
+    validation: dict[str, Any]
+    kept_units: dict[UnitKind, Count]
+    kept_parameters: Count
+    tensors: _Tensors
+    mask_space: _Space
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"plan: there is no {PLAN_FILE} in {path.parent}.")
+    record = read_object(path, "plan")
+    if record.get("format") != FORMAT:
         raise UserError(f"plan: {path} is not a pruning plan.")
-    if description.get("version") != VERSION:
+    if record.get("version") != VERSION:
         raise UserError(
-            f"plan: {path} has version {description.get('version')!r}; this program reads "
+            f"plan: {path} has version {record.get('version')!r}; this program reads "
             f"version {VERSION}. Use the release that wrote it "
-            f"({description.get('written_by')!r}) or make the plan again."
+            f"({record.get('written_by')!r}) or make the plan again."
         )
-    return description
+    return record
 
 
-def _read_tensors(folder: Path, entry: dict[str, str]) -> dict[str, Tensor]:
-    path = folder / entry["file"]
+def _read_tensors(folder: Path, entry: _Tensors) -> dict[str, Tensor]:
+    path = folder / entry.file
     if path.parent != folder:
-        raise UserError(f"plan: {entry['file']!r} would lie outside of {folder}.")
+        raise UserError(f"plan: {entry.file!r} would lie outside of {folder}.")
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"plan: {path} cannot be read: {error.strerror}.") from error
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    except (OSError, ValueError) as error:  # a name may hold a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"plan: {path} cannot be read: {reason}.") from error
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise UserError(f"plan: {path} is damaged: its checksum is not the one in {PLAN_FILE}.")
     try:
         return safetensors.torch.load(content)
@@ -215,3 +289,24 @@ def _check_tensors(plan: PruningPlan, folder: Path) -> None:
     s_U = plan.keep_probabilities_U
     if not bool(((s_U >= 0) & (s_U <= 1)).all()):
         raise UserError(f"plan: {folder} is damaged: a keep probability is not in [0, 1].")
+
+
+def _check_agreement(plan: PruningPlan, description: _Description, path: Path) -> None:
+    """Refuse fields that contradict one another; the units and the mask decide."""
+    space, last = plan.space, plan.space.num_layers - 1
+    layers = {group.layer for group in space.groups}
+    if len(layers) <= last:
+        sentence = f"mask_space.groups must have every layer from 0 to {last}, given {len(layers)}"
+        raise UserError(damaged(path, "plan", sentence))
+    for layer in description.budget.protected_layers:
+        if not -last - 1 <= layer <= last:
+            sentence = f"budget.protected_layers must lie in [{-last - 1}, {last}], given {layer}"
+            raise UserError(damaged(path, "plan", sentence))
+    for name, given, right in (
+        ("base_model.parameters", plan.base_model.parameters, space.total_parameters),
+        ("kept_parameters", description.kept_parameters, plan.kept_parameters),
+        ("kept_units", description.kept_units, space.kept_by_kind(plan.mask_U)),
+    ):
+        if given != right:
+            sentence = f"{name} must be {right} by its units and mask, given {given}"
+            raise UserError(damaged(path, "plan", sentence))

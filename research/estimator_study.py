@@ -15,6 +15,7 @@ from pgprune_lightning.comparison.comparison_run import run_comparison
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.comparison.results import Results
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.record_file import read_object
 
 SUMMARY_FILE = "summary.json"
 RECIPES_FOLDER = "recipes"
@@ -180,5 +181,4 @@ def _row(entry: dict[str, Any], perplexity: str) -> dict[str, Any]:
 
 
 def _results(folder: Path) -> Results:
-    results: Results = json.loads((folder / "compare.json").read_text())
-    return results
+    return read_object(folder / "compare.json", "study")

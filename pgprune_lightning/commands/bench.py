@@ -5,9 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel
 
 from pgprune_lightning.atomic_write import write_atomically
@@ -28,6 +29,13 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.masking.frozen_model import load_frozen_model, resolve_dtype
 from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.record_file import (
+    PartOfRecord,
+    PositiveCount,
+    Share,
+    checked,
+    read_object,
+)
 from pgprune_lightning.training.execution_choice import ExecutionName
 
 DESCRIPTION = (
@@ -35,6 +43,8 @@ DESCRIPTION = (
     "multiplied by the masks, with a host synchronisation in every layer. Start with: "
     "pgprune bench --shape smollm2-135m"
 )
+
+PositiveSeconds = Annotated[float, Field(gt=0)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -188,13 +198,37 @@ def _model(shape: str | None, choice: Choice, device: torch.device) -> PreTraine
     return load_frozen_model(source, dtype=dtype, device=device, attention=choice.attention)
 
 
+class _Way(PartOfRecord):
+    median_seconds: PositiveSeconds
+
+
+class _AtRatio(PartOfRecord):
+    keep_ratio: Share
+    reference: _Way
+    ours: _Way
+
+
+class _Scaling(PartOfRecord):
+    units: PositiveCount
+    sample_seconds: PositiveSeconds
+    estimate_seconds: PositiveSeconds
+    update_seconds: PositiveSeconds
+
+
+class _Result(_AtRatio):
+    """What the picture shows of a result."""
+
+    model: str
+    parameters: PositiveCount
+    keep_ratios: Annotated[list[_AtRatio], Field(min_length=1, default_factory=list)]
+    scaling: Annotated[list[_Scaling], Field(min_length=1, default_factory=list)]
+
+
 def _read(path: Path) -> dict[str, Any]:
     """An earlier result."""
     try:
-        result = json.loads(path.read_text())
-        for name in ("model", "parameters", "reference", "ours", "keep_ratio"):
-            result[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--others: {path} is no result of bench: {error}.") from error
-    assert isinstance(result, dict)
+        result = read_object(path, "--others")
+        checked(_Result, result, path, "--others")
+    except UserError as error:
+        raise UserError(f"{error} It must be a result of bench (--output).") from error
     return result

@@ -17,6 +17,7 @@ from pgprune_lightning.export.curve import CurveText, text_source
 from pgprune_lightning.export.export_choice import MaskOptions, choose_exports
 from pgprune_lightning.export.export_run import ExportRequest, check_output, run_export
 from pgprune_lightning.export.formats import FORMATS
+from pgprune_lightning.export.planned_model import check_units
 from pgprune_lightning.masking.frozen_model import load_model_config, resolve_dtype
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -56,6 +57,7 @@ def _request(given: Any) -> ExportRequest:
     plan = PruningPlan.load(find_plan(Path(given.plan).expanduser()))
     source = given.base_model or plan.base_model.source
     config = load_model_config(resolve_model_source(source))
+    check_units(plan, config, source)
     options = ExportOptions(_dtype(given.dtype, config, device), given.quantization)
     export_format = FORMATS[given.format]
     masks = MaskOptions(keep_ratios, given.round_to, given.tensor_parallel)

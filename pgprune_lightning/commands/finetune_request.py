@@ -100,7 +100,12 @@ def build_job(given: Any, command: str) -> Job | None:
 
 
 def _is_finished(output: Path, identity: dict[str, Any], existing: str) -> bool:
-    earlier = finished_result(output)
+    try:
+        earlier = finished_result(output)
+    except UserError as error:
+        if existing == "replace":
+            return False
+        raise UserError(f"{error} Choose another, or pass --existing replace.") from error
     if earlier is None:
         return False
     difference = first_difference({name: earlier.get(name) for name in IDENTITY}, identity)

@@ -16,7 +16,16 @@ from pgprune_lightning.atomic_folder import whole_folder
 from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_identity import digest_of, first_difference
+from pgprune_lightning.comparison.experiment import MethodKind
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.record_file import (
+    Count,
+    PartOfRecord,
+    PositiveCount,
+    Record,
+    checked,
+    read_object,
+)
 from pgprune_lightning.training.run_folder import free_name
 
 ExistingCells = Literal["reuse", "stop"]
@@ -100,12 +109,40 @@ def _is_of(cell: Cell, description: dict[str, Any] | None) -> bool:
     return description is not None and description["digest"] == digest_of(cell.identity)
 
 
+class _Options(Record):
+    digest: str
+    identity: dict[str, Any]
+
+
+class _Provenance(PartOfRecord):
+    commit: str | None
+    device: str
+
+
+class _Result(PartOfRecord):
+    """What tables and pictures take for granted; other numbers may be there."""
+
+    setting: str
+    method: str
+    kind: MethodKind
+    seed: Count
+    parameters: PositiveCount
+    parameters_share: float
+    seconds: float
+    peak_memory_bytes: Count | None
+    text: str
+    base_model: str
+    max_positions: Count | None
+    provenance: _Provenance
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Delete its folder.") from error
-    assert isinstance(data, dict), path
+    try:
+        of_options = path.name == OPTIONS_FILE
+        data = read_object(path, "compare", finite=not of_options)  # an option may be infinite
+        checked(_Options if of_options else _Result, data, path, "compare")
+    except UserError as error:
+        raise UserError(f"{error} To compute the cell anew, delete {path.parent}.") from error
     return data

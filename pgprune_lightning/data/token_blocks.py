@@ -23,6 +23,7 @@ from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.data.text_source import TextSource
 from pgprune_lightning.data.tokenization import tokenise_blocks
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.record_file import read_object
 
 # To be raised whenever the same ingredients give other tokens than before.
 _VERSION = 2
@@ -184,7 +185,7 @@ def _open(entry: Path, source: TextSource) -> TokenBlocks | None:
         return None
     try:
         array = np.load(entry, mmap_mode="r")
-        expected = json.loads(description.read_text())["shape"]
+        expected = read_object(description, "cache")["shape"]
         if array.dtype != np.int32 or list(array.shape) != expected:
             raise ValueError(f"{array.dtype} of shape {array.shape} is not what was written")
     except (OSError, EOFError, ValueError, KeyError) as error:

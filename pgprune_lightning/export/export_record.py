@@ -16,6 +16,7 @@ from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, 
 from pgprune_lightning.export.runtimes import runtime_verdicts
 from pgprune_lightning.export.self_check import check_export
 from pgprune_lightning.policy.constraint import scope_costs
+from pgprune_lightning.record_file import read_object
 
 EXPORT_FILE = "export.json"
 WEIGHT_FILES = (".safetensors", ".gguf")
@@ -82,6 +83,16 @@ def _describe(
         },
         "provenance": provenance(pruned.dense.device),
     }
+
+
+def read_record(folder: Path) -> ExportRecord | None:
+    """Read `export.json`; None where the folder has none.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    path = folder / EXPORT_FILE
+    return read_object(path, "export") if path.exists() else None
 
 
 def write_record(folder: Path, record: ExportRecord) -> None:

@@ -11,6 +11,9 @@ from pgprune_lightning.training.checkpoint_file import read_archive
 from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
 
 VERSION = 1
+NEEDED = frozenset(
+    ("identity", "step", "adapter", "optimizer", "schedule", "random", "progress", "metrics_row")
+)
 KEPT = 2
 """Files that stay: the one before the last is for a disk that damages the last."""
 
@@ -70,7 +73,8 @@ class AdapterCheckpoints:
         return sorted(self._folder.glob("step=*.ckpt"), reverse=True)
 
     def _check(self, state: Any, path: Path) -> None:
-        if not isinstance(state, dict) or state.get("version") != VERSION:
+        known = isinstance(state, dict) and state.get("version") == VERSION
+        if not known or not state.keys() >= NEEDED:
             raise UserError(
                 f"resume: {path} is no checkpoint of this version of finetune; start anew with "
                 "--existing replace."

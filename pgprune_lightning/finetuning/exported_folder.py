@@ -17,7 +17,7 @@ from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export.export_record import (
     EXPORT_FILE,
-    ExportRecord,
+    read_record,
     weight_bytes,
     write_record,
 )
@@ -43,7 +43,8 @@ def read_exported_config(folder: Path) -> PreTrainedConfig:
         folder: Its folder.
 
     Raises:
-        UserError: If it is no folder of a model that transformers can load, such as a plan.
+        UserError: If it is no folder of a model that transformers can load, such as a plan, or its
+            export.json is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"--model: there is no folder {str(folder)!r}; give {FORMATS_HINT}")
@@ -58,6 +59,7 @@ def read_exported_config(folder: Path) -> PreTrainedConfig:
             f"--model: {folder} has no config.json; give "
             + (f"one of its folders: {', '.join(inside)}." if inside else FORMATS_HINT)
         )
+    read_record(folder)  # it is carried over at the end, and must not fail then
     try:
         config: Any = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
@@ -157,9 +159,9 @@ def update_export(exported: Path, folder: Path, difference: float) -> None:
         folder: The tuned one.
         difference: What `check_reloaded` returned.
     """
-    if not (exported / EXPORT_FILE).is_file():
+    described = read_record(exported)
+    if described is None:
         return
-    described: ExportRecord = json.loads((exported / EXPORT_FILE).read_bytes())
     described["max_logit_difference"] = difference
     described["bytes"] = weight_bytes(folder)
     described["finetuned"] = RESULT_FILE

@@ -6,7 +6,6 @@ not there.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from pgprune_lightning.atomic_write import remove_temp_files
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.finetuning.exported_folder import RESULT_FILE
+from pgprune_lightning.record_file import read_object
 from pgprune_lightning.training.metrics_file import METRICS_FILE
 
 ExistingOutput = Literal["stop", "replace"]
@@ -62,12 +62,13 @@ def check_output(output: Path, exported: Path, existing: ExistingOutput, resume:
 
 
 def finished_result(output: Path) -> dict[str, Any] | None:
-    """What a finished fine-tuning says of itself; None if there is none."""
-    try:
-        result = json.loads((output / RESULT_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return result if isinstance(result, dict) else None
+    """What a finished fine-tuning says of itself; None if there is none.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    path = output / RESULT_FILE
+    return read_object(path, "--output") if path.exists() else None
 
 
 def claim_work_folder(output: Path, *, resumes: bool) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import Evaluated, TorchModel
 from pgprune_lightning.export import open_planned_model
-from pgprune_lightning.export.export_record import EXPORT_FILE
+from pgprune_lightning.export.export_record import read_record
 from pgprune_lightning.masking.frozen_model import read_model_config, resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
@@ -111,9 +110,9 @@ def tokenizer_of(row: Row, loading: Loading) -> PreTrainedTokenizerBase:
 def _exported_from(folder: Path) -> str | None:
     """The dense model that an export was made of; None where the folder does not say."""
     try:
-        record = json.loads((folder / EXPORT_FILE).read_bytes())
+        record = read_record(folder) or {}
         return str(record["plan"]["base_model"]["source"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return None
 
 

@@ -13,6 +13,8 @@ from typing import BinaryIO, Literal
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export.export_record import EXPORT_FILE, weight_bytes
+from pgprune_lightning.export.planned_model import check_units
+from pgprune_lightning.masking.frozen_model import load_model_config
 from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
 from pgprune_lightning.model_table.naming import split_name
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan, find_plan
@@ -121,7 +123,9 @@ def _plan_row(name: str, given: str, folder: Path, base_model: str | None) -> Ro
             f"({PLAN_FILE}) and no run with a plan (plans/best/{PLAN_FILE})."
         ) from None
     plan = PruningPlan.load(plan_folder)
-    source = resolve_model_source(base_model or plan.base_model.source)
+    dense = base_model or plan.base_model.source
+    source = resolve_model_source(dense)
+    check_units(plan, load_model_config(source), dense)
     return Row(name, given, "plan", source, plan, plan_folder)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pgprune_lightning.number_text import (
     plain_text,
     share_text,
 )
+from pgprune_lightning.record_file import read_object
 from pgprune_lightning.reporting.charts import Table
 from pgprune_lightning.reporting.run_record import at
 
@@ -78,13 +78,7 @@ def read_included(path: Path) -> IncludedFile:
     Raises:
         UserError: If it is no JSON object.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--include: {path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--include: {path} holds no JSON object; give a result of a command.")
-    return IncludedFile(str(path), hidden(content))
+    return IncludedFile(str(path), hidden(read_object(path, "--include", finite=False)))
 
 
 def found_files(folder: Path) -> list[IncludedFile]:

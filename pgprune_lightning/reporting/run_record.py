@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import yaml
 from pgprune_lightning.credentials import hidden
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
+from pgprune_lightning.record_file import read_object
 from pgprune_lightning.reporting.charts import Point
 from pgprune_lightning.training.loggers import WANDB_ID_FILE
 from pgprune_lightning.training.metrics_file import METRICS_FILE, read_metrics
@@ -123,12 +123,9 @@ def read_json_object(path: Path, missing: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        missing.append(f"{path.name} cannot be read: {error}.")
-        return {}
-    if not isinstance(content, dict):
-        missing.append(f"{path.name} holds no object.")
+        content = read_object(path, "report", finite=False)
+    except UserError as error:
+        missing.append(str(error))
         return {}
     read: dict[str, Any] = hidden(content)
     return read
@@ -150,7 +147,7 @@ def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         missing.append("config.yaml is missing: the options of the run are not known.")
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         missing.append(f"config.yaml cannot be read: {error}.")
         return {}
     return hidden(config) if isinstance(config, dict) else {}

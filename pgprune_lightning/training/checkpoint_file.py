@@ -73,7 +73,8 @@ def read_archive(path: Path) -> Any:
 def _check_content(checkpoint: Any, path: Path) -> None:
     try:
         checkpoint["state_dict"][_POLICY + "keep_probabilities"]  # every policy has them
-        checkpoint["base_model"]["fingerprint"]  # what ties it to a model; read when it is restored
+        for name in ("fingerprint", "source"):  # what ties it to a model; read when it is restored
+            checkpoint["base_model"][name]
         for name in _NEEDED:
             checkpoint[name]
     except (KeyError, TypeError, IndexError) as error:

@@ -158,7 +158,10 @@ def test_too_few_masks_for_a_recipe_are_refused_before_a_model_is_built(
         (["--shape", "tiny", "--output", "{folder}"], "cannot be written"),
         (["--shape", "tiny", "--picture", "{folder}/cost.txt"], "must end in one of .png"),
         (["--shape", "tiny", "--others", "{file}"], "give --picture too"),
-        (["--shape", "tiny", "--picture", "{folder}/a.png", "--others", "{file}"], "no result of"),
+        (
+            ["--shape", "tiny", "--picture", "{folder}/a.png", "--others", "{file}"],
+            "a result of bench",
+        ),
         (["--model", "{folder}/none"], "there is no folder or file"),
     ],
 )
@@ -184,3 +187,29 @@ def test_bad_input_is_refused_before_a_model_is_built(
 def test_a_gpu_that_is_not_there_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--shape", "tiny", "--device", "cuda"]) == 2
     assert "there is no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": None}, "parameters must be a valid integer, given null"),
+        ({"keep_ratio": 2}, "keep_ratio must be less than or equal to 1, given 2"),
+        ({"ours": {"median_seconds": 0}}, "ours.median_seconds must be greater than 0, given 0"),
+        ({"ours": {"median_seconds": float("nan")}}, "median_seconds must be a finite number"),
+        ({"keep_ratios": [{}]}, "keep_ratios[0].keep_ratio is missing"),
+        ({"scaling": []}, "scaling must have at least 1 item"),
+    ],
+)
+def test_another_result_that_is_damaged(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    ways = {"reference": {"median_seconds": 2.0}, "ours": {"median_seconds": 1.0}}
+    result = {"model": "a", "parameters": 10, "keep_ratio": 0.5, **ways}
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(result))
+    assert bench._read(file) == result
+    file.write_text(json.dumps(result | change))
+    others = ["--others", str(file), "--picture", str(tmp_path / "a.png")]
+    assert main(["bench", "--shape", "tiny", *others]) == 2
+    assert message in capsys.readouterr().err

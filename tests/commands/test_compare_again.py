@@ -1,6 +1,7 @@
 """What a second comparison takes up, and what one cell leaves to the others."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 import callbacks
 from pgprune_lightning.atomic_write import TEMPORARY
+from tests.tiny_commands import refused
 from tests.tiny_experiments import EXPERIMENT, Compare, results_in
 
 
@@ -126,3 +128,26 @@ def test_a_cell_that_fails_leaves_the_others(compare: Compare, tmp_path: Path) -
     assert "Traceback" in next((tmp_path / "out").rglob("broken/seed0/log.txt")).read_text()
     assert list(results_in(tmp_path)["methods"]) == ["dense"]
     assert "Failed: all / broken" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "field"),
+    [
+        ("cell.json", '"parameters": "many"', "parameters must be a valid integer"),
+        ("cell.json", '"parameters": NaN', "parameters must be a finite number, given NaN"),
+        ("cell.json", '"parameters": -1', "parameters must be greater than or equal to 1"),
+        ("cell.json", f'"parameters": {"[" * 10_000}{"]" * 10_000}', "nested too deeply"),
+        ("options.json", '"digest": null', "digest must be a valid string, given null"),
+        ("options.json", '"digests": ""', "digest is missing"),
+    ],
+)
+def test_a_damaged_cell_is_refused_before_any_is_computed(
+    compare: Compare, tmp_path: Path, file: str, text: str, field: str
+) -> None:
+    methods = {"dense": {"kind": "dense"}}
+    assert compare(methods=methods, picture=None).status == 0
+    path = tmp_path / "out" / "cells" / "all" / "dense" / "seed0" / file
+    name = text.partition('"')[2].partition('"')[0].removesuffix("s" * (file == "options.json"))
+    path.write_text(re.sub(rf'"{name}s?": [^,\n}}]*', text, path.read_text(), count=1))
+    again = compare(methods=methods, picture=None)
+    refused(again, str(path), field, f"delete {path.parent}")

@@ -131,3 +131,33 @@ def test_a_full_disk_at_the_end_costs_nothing(
     assert outcome.status == 0, outcome.err
     assert "going on after step 6" in outcome.out
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+
+
+def test_damaged_records_are_refused_before_anything_is_lost(
+    finetune: Callable[..., Outcome],
+    export_of: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    exported = Path(shutil.copytree(export_of("hf"), tmp_path / "exported"))
+    (exported / "export.json").write_text('{"format": ')
+    refused(finetune(tmp_path / "a", "--model", str(exported)), "export.json cannot be read")
+
+    output = tmp_path / "tuned"
+    assert finetune(output, "--epochs", "1").status == 0
+    before = (output / "model.safetensors").read_bytes()
+    (output / "finetune.json").write_text('{"lora": NaN}')
+    again = finetune(output, "--epochs", "1", "--resume", "auto")
+    refused(again, "finetune.json", "lora must be a finite number", "--existing replace")
+    assert (output / "model.safetensors").read_bytes() == before
+    replaced = finetune(output, "--epochs", "1", "--resume", "auto", "--existing", "replace")
+    assert replaced.status == 0, replaced.err
+    assert "lora" in json.loads((output / "finetune.json").read_text())
+
+
+def test_a_checkpoint_of_something_else_is_refused(
+    finetune: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a.unfinished" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"version": 1, "step": 2}, folder / "step=00000002.ckpt")
+    refused(finetune(tmp_path / "a", "--resume", "auto"), "is no checkpoint of this version")

@@ -111,6 +111,17 @@ def test_a_damaged_entry_is_made_again(
     assert blocks.array.tolist() == expected
 
 
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"shape": null}', "[" * 10_000 + "]" * 10_000])
+def test_a_description_that_is_none_is_made_again(
+    source: TextSource, tokenizer: PreTrainedTokenizerFast, cache_dir: Path, content: str
+) -> None:
+    expected = build_token_blocks(source, tokenizer, 8, cache_dir=cache_dir).array.tolist()
+    next(cache_dir.glob("*.json")).write_text(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        blocks = build_token_blocks(source, tokenizer, 8, cache_dir=cache_dir)
+    assert blocks.array.tolist() == expected
+
+
 def test_an_entry_of_another_shape_is_made_again(
     source: TextSource, tokenizer: PreTrainedTokenizerFast, cache_dir: Path
 ) -> None:

@@ -36,7 +36,7 @@ def made_plan(
         space=space,
         keep_probabilities_U=s_U,
         mask_U=s_U > 0.5,
-        budget={"keep_ratio": 0.5, "scope": "per_kind"},
+        budget={"keep_ratio": 0.5, "scope": "per_kind", "protected_layers": []},
         step=step,
         validation={
             "text": "validation text",

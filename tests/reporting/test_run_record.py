@@ -44,6 +44,8 @@ def test_what_is_missing_is_said(write_run: WriteRun, name: str, sentence: str) 
         ("metrics.csv", ""),
         ("metrics.csv", "step,train/loss\nx,1\n3"),
         ("plans/best/plan.json", "{}"),
+        ("summary.json", '{"a": ' + "[" * 10_000 + "]" * 10_000 + "}"),
+        ("config.yaml", "a: " + "[" * 10_000 + "]" * 10_000),
     ],
 )
 def test_what_is_damaged_is_said(write_run: WriteRun, name: str, content: str) -> None:
