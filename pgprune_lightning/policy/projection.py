@@ -80,9 +80,9 @@ class _Line:
         while len(left):
             v = left.median()
             if float(self.costs @ self._point(v)) >= budget:
-                last, left = v, left[left > v]
+                last, left = v, left.masked_select(left > v)
             else:
-                left = left[left < v]
+                left = left.masked_select(left < v)
         return last
 
     def _point(self, v: Tensor) -> Tensor:
