@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.folder_lock import SECONDS_TO_WAIT, exclusive_output
 from pgprune_lightning.resolved_config import SaveResolvedConfig, plain
 from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
@@ -22,6 +24,7 @@ from pgprune_lightning.training.checkpoint_file import read_policy
 from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
 from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
+from pgprune_lightning.training.other_ranks import decided_by_rank_zero
 from pgprune_lightning.training.resume import find_checkpoint
 from pgprune_lightning.training.run_folder import (
     NEVER_DELETED,
@@ -59,6 +62,10 @@ class PruningCLI(LightningCLI):
     """What a fit goes on from."""
     watch: FolderWatch
     """Of the folder that a fit writes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        with ExitStack() as self._lock_on_folder:  # for all of the run, which is within
+            super().__init__(*arguments, **options)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -154,16 +161,10 @@ class PruningCLI(LightningCLI):
         quiet = {} if subcommand == "fit" else {"verbose": False}
         return super()._prepare_subcommand_kwargs(subcommand) | quiet
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse a folder that holds a run before anything is built."""
-        if self.config.subcommand == "fit":
-            config = self.config.fit
-            self.checkpoint = find_checkpoint(config.resume, Path(config.run_dir))
-        if self._writes_run():
-            check_run_folder(Path(config.run_dir), config.existing_run, resumes=self._resumes())
-
     def after_instantiate_classes(self) -> None:
-        """Check model and budget before the run folder is touched or a text is read."""
+        """Lock the run folder; check model and budget before it is changed or a text is read."""
+        if self.config.subcommand == "fit":
+            self.checkpoint = decided_by_rank_zero(self.trainer, self._find_checkpoint)
         self.model.setup(self.config.subcommand)
         data = self.config[self.config.subcommand].data
         if data.bos_per_block is None:  # written down, so that the run says what it read
@@ -171,6 +172,16 @@ class PruningCLI(LightningCLI):
         # Set here and not given to fit(), which the module would learn of too late.
         measured = self.config[self.config.subcommand].ckpt_path
         self.trainer.ckpt_path = measured if self.checkpoint is None else str(self.checkpoint)
+
+    def _find_checkpoint(self) -> Path | None:
+        """What the run goes on from; no other process writes the folder from here on."""
+        config, run_dir = self.config.fit, Path(self.config.fit.run_dir)
+        if self._writes_run() and self.trainer.is_global_zero:
+            wait = SECONDS_TO_WAIT if self._resumes() else 0.0
+            lock = exclusive_output(run_dir, "run_dir", wait_seconds=wait)
+            self._lock_on_folder.enter_context(lock)
+            check_run_folder(run_dir, config.existing_run, resumes=self._resumes())
+        return find_checkpoint(config.resume, run_dir)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the Trainer; what it refuses, the user has asked of it."""
@@ -189,12 +200,8 @@ class PruningCLI(LightningCLI):
         """Take the run folder, and log into it."""
         if not self._writes_run():
             return
-        config = self.config.fit
-        run_dir = Path(config.run_dir)
-        if self.trainer.is_global_zero:
-            claim_run_folder(run_dir, config.existing_run, resumes=self._resumes())
-            if self.checkpoint is not None:
-                print(f"Going on from {self.checkpoint}", file=sys.stderr, flush=True)
+        run_dir = Path(self.config.fit.run_dir)
+        decided_by_rank_zero(self.trainer, self._claim_folder)
         own = build_loggers(run_dir, self.config_init.fit.wandb)
         self.trainer.loggers = [*own, *self.trainer.loggers]
         self.watch = FolderWatch(run_dir, NEVER_DELETED)
@@ -206,6 +213,13 @@ class PruningCLI(LightningCLI):
         if self._writes_run() and self.trainer.is_global_zero:
             self.watch.look()
             self.watch.check()
+
+    def _claim_folder(self) -> None:
+        config = self.config.fit
+        if self.trainer.is_global_zero:
+            claim_run_folder(Path(config.run_dir), config.existing_run, resumes=self._resumes())
+            if self.checkpoint is not None:
+                print(f"Going on from {self.checkpoint}", file=sys.stderr, flush=True)
 
     def _writes_run(self) -> bool:
         return self.config.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run

@@ -8,6 +8,7 @@ from pgprune_lightning.commands.experiment_options import add_experiment_options
 from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import EXIT_USER_ERROR
+from pgprune_lightning.folder_lock import exclusive_output
 from research.estimator_study import Study, run_study
 
 DESCRIPTION = (
@@ -37,9 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     timed = None
     if given.equal_time is not None:
         timed = load_experiment(Path(given.equal_time), **chosen)
-    command = command_line("study", arguments)
+    output, command = Path(given.output), command_line("study", arguments)
     study = Study(recipes, timed, given.as_long_as)
-    complete = run_study(study, Path(given.output), given.existing, command)
+    with exclusive_output(output, "--output"):
+        complete = run_study(study, output, given.existing, command)
     return 0 if complete else EXIT_USER_ERROR
 
 

@@ -12,6 +12,7 @@ from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.evaluation import provenance
+from pgprune_lightning.folder_lock import exclusive_output
 from pgprune_lightning.masking.model_reuse import one_model_kept
 from research.gradient_variance import gradient_variance
 
@@ -36,17 +37,18 @@ def main(arguments: Sequence[str]) -> int:
     """
     quiet_libraries()
     given = variance_parser().parse_args(list(arguments))
-    experiment = load_experiment(Path(given.config))
-    with one_model_kept():
-        rows = gradient_variance(experiment)
-    command = command_line("variance", arguments)
-    results = {
-        "title": experiment.title,
-        "pass": "8 x 128 tokens",
-        "provenance": provenance(torch.device("cpu")) | {"command": command},
-        "estimators": rows,
-    }
-    write_atomically(Path(given.output), json.dumps(results, indent=1, allow_nan=False).encode())
+    output, experiment = Path(given.output), load_experiment(Path(given.config))
+    with exclusive_output(output, "--output"):
+        with one_model_kept():
+            rows = gradient_variance(experiment)
+        command = command_line("variance", arguments)
+        results = {
+            "title": experiment.title,
+            "pass": "8 x 128 tokens",
+            "provenance": provenance(torch.device("cpu")) | {"command": command},
+            "estimators": rows,
+        }
+        write_atomically(output, json.dumps(results, indent=1, allow_nan=False).encode())
     for name, row in rows.items():
         print(
             f"{name}: variance of a pass {row['variance_per_pass']:.4g} (nats per token)^2, "

@@ -144,6 +144,7 @@ def smollm2_gguf() -> Path:
 
 
 pytest_plugins = [
+    "tests.held_outputs",
     "tests.tiny_models",
     "tests.tiny_runs",
     "tests.tiny_commands",

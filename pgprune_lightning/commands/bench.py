@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: the command line reads these types.
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from pgprune_lightning.commands.output_file import check_writable
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
+from pgprune_lightning.folder_lock import exclusive_output
 from pgprune_lightning.masking.frozen_model import load_frozen_model, resolve_dtype
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.record_file import (
@@ -62,9 +64,22 @@ def main(arguments: Sequence[str]) -> int:
     quiet_libraries()
     given = bench_parser().parse_args(list(arguments))
     choice = choose(given)
-    workload, keep_ratios = choice.workload, choice.keep_ratios
     _check(given, choice)
     earlier = [_read(Path(file)) for file in given.others]
+    with ExitStack() as locks:
+        for option in ("output", "picture"):
+            if given[option] is not None:
+                locks.enter_context(exclusive_output(Path(given[option]), f"--{option}"))
+        result = _measure(given, choice, command_line("bench", arguments))
+        if given.output is not None:
+            write_atomically(Path(given.output), (json.dumps(result, indent=1) + "\n").encode())
+        if given.picture is not None:
+            draw([*earlier, result], Path(given.picture))
+    return 0
+
+
+def _measure(given: Any, choice: Choice, command: str) -> dict[str, Any]:
+    workload, keep_ratios = choice.workload, choice.keep_ratios
     device = named_device(given.device)
     model = _model(given.shape, choice, device)
     limits = Limits(given.steps, given.seconds)
@@ -75,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         | choice.learning.describe()
         | provenance(device)
     )
-    about["command"] = command_line("bench", arguments)
+    about["command"] = command
     print(header(about | benchmark.describe()), flush=True)
     result = about | run_benchmark(benchmark, keep_ratios, _tell)
     if given.scaling:
@@ -86,11 +101,7 @@ def main(arguments: Sequence[str]) -> int:
             lr=workload.lr,
         )
         print(scaling_rows(result["scaling"]), flush=True)
-    if given.output is not None:
-        write_atomically(Path(given.output), (json.dumps(result, indent=1) + "\n").encode())
-    if given.picture is not None:
-        draw([*earlier, result], Path(given.picture))
-    return 0
+    return result
 
 
 def _tell(part: dict[str, Any]) -> None:

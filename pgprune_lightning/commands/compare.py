@@ -9,6 +9,7 @@ from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.comparison.comparison_run import run_comparison
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import EXIT_USER_ERROR
+from pgprune_lightning.folder_lock import exclusive_output
 
 DESCRIPTION = (
     "Prunes one model by several methods on one calibration text, measures the results alike, and "
@@ -34,8 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     experiment = load_experiment(
         Path(given.config), options=given.options, seeds=given.seeds, settings=given.settings
     )
-    command = command_line("compare", arguments)
-    complete = run_comparison(experiment, Path(given.output), given.existing, command)
+    output, command = Path(given.output), command_line("compare", arguments)
+    with exclusive_output(output, "--output"):
+        complete = run_comparison(experiment, output, given.existing, command)
     return 0 if complete else EXIT_USER_ERROR
 
 

@@ -16,6 +16,7 @@ from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import EXIT_USER_ERROR
 from pgprune_lightning.evaluation import ZeroShotTask
+from pgprune_lightning.folder_lock import exclusive_output
 from pgprune_lightning.model_table.evaluation_run import prepare, run_evaluation
 from pgprune_lightning.model_table.protocol import BosPerBlock, SpeedProtocol, TextProtocol
 from pgprune_lightning.model_table.row import find_rows
@@ -42,12 +43,13 @@ def main(arguments: Sequence[str]) -> int:
     quiet_libraries()
     given = evaluate_parser().parse_args(list(arguments))
     output, protocol = Path(given.output), protocol_of(given)
-    check_output(output, given.existing)
-    protocol.check()
-    rows, loading = find_rows(given.model, given.base_model), loading_of(given, protocol)
-    prepared = prepare(rows, protocol, loading)
-    command = command_line("evaluate", arguments)
-    complete = run_evaluation(prepared, protocol, loading, output, command)
+    with exclusive_output(output, "--output"):
+        check_output(output, given.existing)
+        protocol.check()
+        rows, loading = find_rows(given.model, given.base_model), loading_of(given, protocol)
+        prepared = prepare(rows, protocol, loading)
+        command = command_line("evaluate", arguments)
+        complete = run_evaluation(prepared, protocol, loading, output, command)
     return 0 if complete else EXIT_USER_ERROR
 
 

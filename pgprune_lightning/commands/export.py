@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from pgprune_lightning.atomic_directory import claimed_directory
 from pgprune_lightning.commands.device_option import named_device
 from pgprune_lightning.commands.export_options import export_parser
 from pgprune_lightning.console import quiet_libraries
@@ -40,16 +41,16 @@ def main(arguments: Sequence[str]) -> int:
     """
     quiet_libraries()
     given = export_parser().parse_args(list(arguments))
-    with exit_at_stop_signals():
-        request = _request(given)
+    output = Path(given.output).expanduser()
+    with exit_at_stop_signals(), claimed_directory(output, "--output"):
+        request = _request(given, output)
         run_export(request, lambda line: print(line, flush=True))
-    print(f"written to {request.output}")
+    print(f"written to {output}")
     return 0
 
 
-def _request(given: Any) -> ExportRequest:
+def _request(given: Any, output: Path) -> ExportRequest:
     """Check the options against one another, the plan and the model's configuration."""
-    output = Path(given.output).expanduser()
     check_output(output, replace=given.existing == "replace")
     keep_ratios = tuple(given.keep_ratio or ())
     _check_numbers(given, keep_ratios)

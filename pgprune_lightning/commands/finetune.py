@@ -3,10 +3,12 @@
 # No `from __future__ import annotations`: the command line reads these types.
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 import docstring_parser
 
+from pgprune_lightning.atomic_directory import claimed_directory
 from pgprune_lightning.commands.device_option import add_device_option
 from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.commands.finetune_request import build_job
@@ -15,6 +17,7 @@ from pgprune_lightning.finetuning.alpaca import ALPACA
 from pgprune_lightning.finetuning.finetuning_run import run_finetuning
 from pgprune_lightning.finetuning.options import LoraOptions
 from pgprune_lightning.finetuning.work_folder import ExistingOutput, Resume
+from pgprune_lightning.folder_lock import SECONDS_TO_WAIT
 from pgprune_lightning.stop_signals import exit_at_stop_signals
 
 DESCRIPTION = (
@@ -40,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     quiet_libraries()
     given = finetune_parser().parse_args(list(arguments))
-    with exit_at_stop_signals():
+    output = Path(given.output).expanduser()
+    wait = SECONDS_TO_WAIT if given.resume == "auto" else 0.0
+    with exit_at_stop_signals(), claimed_directory(output, "--output", wait_seconds=wait):
         job = build_job(given, command_line("finetune", arguments))
         if job is None:
             print(f"{given.output} holds this fine-tuning already, finished.")

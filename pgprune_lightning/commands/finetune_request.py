@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from pgprune_lightning.atomic_directory import check_no_foreign_files
 from pgprune_lightning.commands.device_option import named_device
 from pgprune_lightning.data.token_blocks import TokenBlocks
 from pgprune_lightning.errors import UserError, about
@@ -19,6 +20,7 @@ from pgprune_lightning.finetuning import LoraOptions, check_finetuning, read_alp
 from pgprune_lightning.finetuning.adapter_checkpoints import first_difference
 from pgprune_lightning.finetuning.adapter_training import Example
 from pgprune_lightning.finetuning.exported_folder import (
+    RESULT_FILE,
     dtype_of,
     folder_digest,
     read_exported_config,
@@ -83,6 +85,8 @@ def build_job(given: Any, command: str) -> Job | None:
     identity = {name: described[name] for name in IDENTITY}
     if given.resume == "auto" and _is_finished(output, identity, given.existing):
         return None
+    if given.existing == "replace":
+        check_no_foreign_files(output, [RESULT_FILE], "finetune")
     return Job(
         exported=exported,
         output=output,

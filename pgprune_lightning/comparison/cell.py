@@ -72,6 +72,9 @@ class _CheckedCLI(RepeatedCLI):
         RepeatedCLI.check(config)
         check_config(config)
 
+    def _writes_run(self) -> bool:
+        return False
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Check what is else found only when the run begins."""
         if subcommand != "fit":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pgprune_lightning.atomic_folder import whole_folder
+from pgprune_lightning.atomic_directory import atomic_directory, claimed_directory
 from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.cell_identity import digest_of, first_difference
@@ -93,7 +93,8 @@ def copy_finished(source: Cell, cell: Cell) -> CellResult:
     result = _read(source.folder / RESULT_FILE)
     assert result is not None, source.folder
     renamed = result | {"setting": cell.setting, "method": cell.method}
-    with whole_folder(cell.folder) as folder:
+    claimed = claimed_directory(cell.folder, "--output")
+    with claimed, atomic_directory(cell.folder) as folder:
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         _write_result(folder, renamed)
     return renamed

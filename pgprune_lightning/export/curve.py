@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pgprune_lightning.atomic_directory import files_in
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks
@@ -110,11 +111,12 @@ def curve_point(record: ExportRecord, perplexity: float | None) -> dict[str, Any
 
 def write_curve(folder: Path, curve: dict[str, Any]) -> None:
     """Write `curve.json`, and the picture where there are perplexities."""
-    text = json.dumps(curve, indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / CURVE_FILE, text.encode())
     points = [point for point in curve["points"] if point["perplexity"] is not None]
     if points:
         _draw(folder / PICTURE_FILE, points, curve["text"]["label"])
+    described = curve | {"files": sorted([*files_in(folder), CURVE_FILE])}
+    text = json.dumps(described, indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / CURVE_FILE, text.encode())
 
 
 def _draw(file: Path, points: list[dict[str, Any]], label: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pgprune_lightning.atomic_directory import files_in
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.credentials import hidden
 from pgprune_lightning.evaluation.provenance import provenance
@@ -58,6 +59,7 @@ def write_export(
         "checked_in": _name(check.dtype),
         "runtimes": runtime_verdicts(pruned, export_format.name),
         **_describe(pruned, export_format, options),
+        "files": sorted([*files_in(folder), EXPORT_FILE]),
     }
     write_record(folder, record)
     return record

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pgprune_lightning.atomic_folder import whole_folder
+from pgprune_lightning.atomic_directory import atomic_directory, check_no_foreign_files
 from pgprune_lightning.data.token_blocks import TokenBlocks
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export.curve import (
@@ -62,7 +62,8 @@ def check_output(output: Path, *, replace: bool) -> None:
         replace: Whether an earlier export may be replaced.
 
     Raises:
-        UserError: There is something that is no export, or an export that is not to be replaced.
+        UserError: If it holds something that is no export, an export that is not to be replaced, or
+            files besides that an export did not write.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -77,13 +78,14 @@ def check_output(output: Path, *, replace: bool) -> None:
             f"--output: {output} already holds an export. Give another folder, or --existing "
             "replace."
         )
+    check_no_foreign_files(output, (EXPORT_FILE, CURVE_FILE), "export")
 
 
 def run_export(request: ExportRequest, tell: Callable[[str], None]) -> list[ExportRecord]:
     """Write everything that was asked for, or nothing.
 
     Args:
-        request: What was asked for.
+        request: What was asked for; its output is claimed (`claimed_directory`).
         tell: Takes a line for the user.
 
     Returns:
@@ -100,7 +102,7 @@ def run_export(request: ExportRequest, tell: Callable[[str], None]) -> list[Expo
         dtype=str(dtype).removeprefix("torch."),
         base_model=request.base_model,
     )
-    with whole_folder(request.output) as folder:
+    with atomic_directory(request.output) as folder:
         return _write_all(request, planned, folder, tell)
 
 

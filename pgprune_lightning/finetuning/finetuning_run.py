@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pgprune_lightning.atomic_folder import whole_folder
+from pgprune_lightning.atomic_directory import atomic_directory, files_in
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.data.token_blocks import TokenBlocks
 from pgprune_lightning.errors import UserError
@@ -50,7 +50,7 @@ class Job:
 
     Args:
         exported: The folder of the model.
-        output: The folder of the tuned one.
+        output: The folder of the tuned one, claimed (`claimed_directory`).
         lora: The adapter and its training.
         examples: What it is trained on.
         text: Blocks that perplexity is measured on; None: it is not.
@@ -111,7 +111,7 @@ def run_finetuning(job: Job) -> dict[str, Any]:
     _announce(training, adapted, resumed=state is not None)
     watch = FolderWatch(work, (METRICS_FILE, CHECKPOINTS))
     train_resumably(training, checkpoints, metrics, progress, watch, every=job.every)
-    with whole_folder(job.output) as folder:
+    with atomic_directory(job.output) as folder:
         result = _finish(job, adapted, progress, folder)
     watch.look()
     try:
@@ -148,6 +148,7 @@ def _finish(job: Job, adapted: Any, progress: Progress, folder: Path) -> dict[st
     }
     with suppress(FileNotFoundError):  # it was deleted, as is said in the end
         shutil.copyfile(work_folder(job.output) / METRICS_FILE, folder / METRICS_FILE)
+    result["files"] = sorted([*files_in(folder), RESULT_FILE])
     write_atomically(folder / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
     return result
 

@@ -6,7 +6,6 @@ not there.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +57,6 @@ def check_output(output: Path, exported: Path, existing: ExistingOutput, resume:
             f"--output: {work_folder(output)} holds a fine-tuning that is not finished. Go on with "
             "it by --resume auto, choose another --output, or start anew with --existing replace."
         )
-    _check_writable(output)
 
 
 def finished_result(output: Path) -> dict[str, Any] | None:
@@ -102,9 +100,3 @@ def remove_work_folder(output: Path) -> None:
 
 def _holds_something(folder: Path) -> bool:
     return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-
-
-def _check_writable(output: Path) -> None:
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--output: {output} cannot be written; give a folder of yours.")

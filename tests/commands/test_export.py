@@ -109,6 +109,33 @@ def test_an_export_is_replaced_when_asked_and_nothing_else_ever(
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
+def test_files_that_the_export_did_not_write_are_not_replaced(
+    export: Export, planned_run: TinyRun, tmp_path: Path
+) -> None:
+    text = ("--text", str(planned_run.texts / "test.txt"), "--block-length", "16")
+    several = ("--keep-ratio", "0.6", "0.5", "--format", "plan", "--tokens", "32")
+    for options in ((), several, text):
+        assert export(*options, *text, "--existing", "replace").status == 0
+    written = json.loads((tmp_path / "out" / "curve.json").read_text())["files"]
+    assert {"config.json", "curve.json", "curve.png", "export.json"} < set(written)
+    notes = tmp_path / "out" / "notes.md"
+    notes.write_text("mine")
+    refused(export("--existing", "replace"), "export did not write: notes.md. Move them elsewhere")
+    assert notes.read_text() == "mine"
+    assert (tmp_path / "out" / "export.json").exists()
+
+
+def test_what_a_killed_replacement_had_moved_away_is_back_at_the_next_start(
+    export: Export, tmp_path: Path
+) -> None:
+    assert export().status == 0
+    (tmp_path / "out").rename(tmp_path / ".out.pgprune-old")
+    (tmp_path / ".out.pgprune-abcdefgh").mkdir()
+    refused(export(), "already holds an export")
+    assert (tmp_path / "out" / "export.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 BAD_INPUT = {
     "no plan": (["--plan", "nowhere"], "there is neither"),
     "format": (["--format", "onnx"], "onnx"),

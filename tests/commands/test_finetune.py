@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pgprune_lightning.cli import main
 from pgprune_lightning.commands.finetune import finetune_parser
 from pgprune_lightning.finetuning import (
     LoraOptions,
@@ -107,6 +108,9 @@ def test_what_it_writes(
     assert export["finetuned"] == "finetune.json"
     assert export["max_logit_difference"] == 0.0
     assert export["bytes"] == (output / "model.safetensors").stat().st_size
+    assert set(result["files"]) == {path.name for path in output.iterdir()}
+    given = ("--plan", "nowhere", "--format", "hf", "--existing", "replace")
+    assert main(["export", *given, "--output", str(output)]) == 2, "it is no longer an export"
     changed = {
         name
         for name, value in load_file(output / "model.safetensors").items()
@@ -172,6 +176,9 @@ def test_an_output_is_replaced_only_when_asked(
     assert finetune(output, "--seed", "1", "--existing", "replace").status == 0
     assert (output / "model.safetensors").read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+    (output / "notes.md").write_text("mine")
+    replaced = finetune(output, "--seed", "2", "--existing", "replace")
+    refused(replaced, "finetune did not write: notes.md. Move them elsewhere")
 
     mine = tmp_path / "mine"
     mine.mkdir()
