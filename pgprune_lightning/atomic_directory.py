@@ -98,7 +98,7 @@ def foreign_files(folder: Path, records: Iterable[str]) -> list[str]:
     """
     known: set[str] = set()
     for name in records:
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             known.update(json.loads((folder / name).read_bytes())["files"])
     return [name for name in files_in(folder) if name not in known]
 

@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; None: `sys.argv`.
 
     Returns:
-        The exit status: 0, 2 for an error that the user can act on, or 130 after Ctrl-C in a
-        command that has nothing to save; `fit` and `finetune` answer it themselves.
+        The exit status: 0, 2 for an error that the user can act on, 1 where another rank is lost,
+        or 130 after Ctrl-C in a command that has nothing to save; `fit` and `finetune` answer it
+        themselves.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] in (["--help"], ["-h"]):
@@ -107,6 +108,13 @@ def _run(arguments: list[str]) -> int:
             "or make it writable, and go on with --resume auto."
         )
         return EXIT_USER_ERROR
+    except RuntimeError as error:
+        from pgprune_lightning.training import other_ranks
+
+        if not other_ranks.is_rank_lost(error):
+            raise
+        _print_error(other_ranks.rank_lost_message(str(error)))
+        return other_ranks.EXIT_RANK_LOST
 
 
 def _dispatch(arguments: list[str]) -> int:

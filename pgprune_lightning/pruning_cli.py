@@ -24,7 +24,7 @@ from pgprune_lightning.training.checkpoint_file import read_policy
 from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
 from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
-from pgprune_lightning.training.other_ranks import decided_by_rank_zero
+from pgprune_lightning.training.other_ranks import decided_by_rank_zero, report_lost_children
 from pgprune_lightning.training.resume import find_checkpoint
 from pgprune_lightning.training.run_folder import (
     NEVER_DELETED,
@@ -247,6 +247,7 @@ def run_command(
     """
     _check_callbacks_package()
     quiet_libraries()
+    report_lost_children()
     with exit_at_stop_signals(), own_wandb_run():
         return cli_class(
             module_class,
