@@ -15,6 +15,7 @@ from callbacks.outcome_table import print_outcome
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.evaluation import evaluate_perplexity, greedy_continuation, provenance
 from pgprune_lightning.evaluation.resources import peak_memory
+from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.masking.tokenizer import check_tokens
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.training import PolicyGradientPruning
@@ -45,7 +46,7 @@ class OutcomeReport(Callback):
         self._start = time.monotonic()
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Start the clock, and refuse a prompt that the model has no tokens for.
+        """Start the clock, and refuse a prompt that the model has no tokens or positions for.
 
         Raises:
             UserError: If it has none.
@@ -57,6 +58,8 @@ class OutcomeReport(Callback):
             tokens = tokenizer(self.prompt)["input_ids"]
             num_rows = pl_module.environment.num_tokens
             check_tokens(tokens, tokenizer, num_rows, "outcome_report.prompt")
+            length = {"outcome_report: prompt and sample_tokens": len(tokens) + self.sample_tokens}
+            check_lengths(pl_module.environment.config, length)
 
     def state_dict(self) -> dict[str, Any]:
         """The time that the run has taken up to its checkpoint, in seconds."""

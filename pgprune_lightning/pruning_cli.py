@@ -162,10 +162,11 @@ class PruningCLI(LightningCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | quiet
 
     def after_instantiate_classes(self) -> None:
-        """Lock the run folder; check model and budget before it is changed or a text is read."""
+        """Lock the run folder; check the model before it is changed or a text is read."""
         if self.config.subcommand == "fit":
             self.checkpoint = decided_by_rank_zero(self.trainer, self._find_checkpoint)
         self.model.setup(self.config.subcommand)
+        self.model.check_lengths(self.datamodule)
         data = self.config[self.config.subcommand].data
         if data.bos_per_block is None:  # written down, so that the run says what it read
             data.bos_per_block = self.datamodule.bos_per_block = self.model.needs_bos

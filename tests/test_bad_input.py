@@ -11,6 +11,7 @@ import pytest
 
 from pgprune_lightning.training.run_folder import RUN_FILES
 from tests.tiny_commands import Outcome, TinyCommand, refused
+from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import add_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,7 @@ def make_wrong_files(folder: Path) -> None:
     (folder / "text.ckpt").write_text("no checkpoint")
     (folder / "no_config").mkdir()
     GPT2Config(n_layer=1, n_head=2, n_embd=8).save_pretrained(folder / "gpt2")
+    make_tiny_model("opt").config.save_pretrained(folder / "opt")
     writer = GGUFWriter(folder / "no_tokenizer.gguf", "llama")
     writer.add_block_count(2)
     writer.add_context_length(64)
@@ -111,6 +113,15 @@ BEFORE_ANYTHING_IS_READ = {
         ["--data.validation.document_separator="],
         "data.validation: validation text (",
         "valid.txt): document_separator is empty; give what stands between documents, or null",
+    ),
+    "blocks beyond all positions": (
+        [
+            "--model.base_model={}/opt",
+            "--data.block_length=128",
+            "--data.evaluation_block_length=129",
+        ],
+        "data.evaluation_block_length is 129 tokens",
+        "learned positions for 128 and none beyond them; give at most 128",
     ),
     "no text": (["--data.train.path={}/none.txt"], "data.train: ", "none.txt: no such file"),
     "no test text": (

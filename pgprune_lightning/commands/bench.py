@@ -29,8 +29,13 @@ from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.folder_lock import exclusive_output
-from pgprune_lightning.masking.frozen_model import load_frozen_model, resolve_dtype
+from pgprune_lightning.masking.frozen_model import (
+    load_frozen_model,
+    load_model_config,
+    resolve_dtype,
+)
 from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.record_file import (
     PartOfRecord,
     PositiveCount,
@@ -203,9 +208,12 @@ def _check(given: Any, choice: Choice) -> None:
 
 def _model(shape: str | None, choice: Choice, device: torch.device) -> PreTrainedModel:
     dtype = resolve_dtype(choice.dtype, device)
+    lengths = {"--block-length": choice.workload.block_length}
     if shape is not None:
+        check_lengths(shape_config(shape), lengths)
         return random_model(shape_config(shape), dtype=dtype, device=device)
     source = resolve_model_source(choice.source)
+    check_lengths(load_model_config(source), lengths)
     return load_frozen_model(source, dtype=dtype, device=device, attention=choice.attention)
 
 

@@ -66,12 +66,8 @@ def loading_of(given: Any, protocol: Protocol) -> Loading:
     Raises:
         UserError: If the device is not there.
     """
-    speed = protocol.speed
-    generated = 0 if speed is None else speed.prompt_tokens + speed.new_tokens
-    longest = max(protocol.text.lengths) if protocol.text.texts else 0
-    loading = Loading(
-        given.dtype, named_device(given.device), given.tokenizer, max(generated, longest)
-    )
+    longest = max(protocol.lengths().values(), default=0)
+    loading = Loading(given.dtype, named_device(given.device), given.tokenizer, longest)
     loading.check()
     return loading
 

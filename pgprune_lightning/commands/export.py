@@ -21,6 +21,7 @@ from pgprune_lightning.export.formats import FORMATS
 from pgprune_lightning.export.planned_model import check_units
 from pgprune_lightning.masking.frozen_model import load_model_config, resolve_dtype
 from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 from pgprune_lightning.plan import PruningPlan, find_plan
 from pgprune_lightning.stop_signals import exit_at_stop_signals
@@ -58,6 +59,8 @@ def _request(given: Any, output: Path) -> ExportRequest:
     plan = PruningPlan.load(find_plan(Path(given.plan).expanduser()))
     source = given.base_model or plan.base_model.source
     config = load_model_config(resolve_model_source(source))
+    if given.text is not None or len(keep_ratios) > 1:
+        check_lengths(config, {"--block-length": given.block_length})
     check_units(plan, config, source)
     options = ExportOptions(_dtype(given.dtype, config, device), given.quantization)
     export_format = FORMATS[given.format]

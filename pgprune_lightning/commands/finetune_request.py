@@ -33,6 +33,7 @@ from pgprune_lightning.finetuning.lora import (
 )
 from pgprune_lightning.finetuning.work_folder import check_output, finished_result
 from pgprune_lightning.masking.frozen_model import model_on_meta
+from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 
 IDENTITY = ("dtype", "lora", "text", "model_digest", "examples_digest")
@@ -59,6 +60,8 @@ def build_job(given: Any, command: str) -> Job | None:
     _check_numbers(given)
     config = read_exported_config(exported)
     check_output(output, exported, given.existing, given.resume)
+    text_length = 0 if given.text is None else given.block_length
+    check_lengths(config, {"--max-length": lora.max_length, "--block-length": text_length})
     lora = _checked_adapter(config, lora)
     with about("--records"):
         records = read_alpaca(given.records)
@@ -130,12 +133,7 @@ def _check_numbers(given: Any) -> None:
 
 
 def _checked_adapter(config: PreTrainedConfig, lora: LoraOptions) -> LoraOptions:
-    """Name the projections; refuse one that the model has not, and records too long for it."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and lora.max_length > positions:
-        raise UserError(
-            f"--max-length: the model takes {positions} tokens at most, given {lora.max_length}."
-        )
+    """Name the projections; refuse one that the model has not."""
     model = model_on_meta(config)
     names = target_modules_of(model, lora)
     for name in names:

@@ -20,6 +20,9 @@ from pgprune_lightning.comparison.option_check import cell_arguments, check_conf
 from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.initial_policy import METRICS
+from pgprune_lightning.masking.frozen_model import load_model_config
+from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.pruning_cli import run_command
 from pgprune_lightning.resolved_config import plain
 from pgprune_lightning.training import PolicyGradientPruning
@@ -108,8 +111,10 @@ def _cells(experiment: Experiment, setting: str, method: str, output: Path) -> l
     kind = experiment.methods[method].kind
     arguments = cell_arguments(experiment, setting, method)
     config = _checked_config(kind, arguments)
-    folder = output / "cells" / folder_name(setting) / folder_name(method)
     finetune = experiment.finetune_of(method)
+    source = resolve_model_source(config["model"]["base_model"])
+    check_lengths(load_model_config(source), _lengths(experiment, finetune))
+    folder = output / "cells" / folder_name(setting) / folder_name(method)
     seeds = experiment.seeds if _is_random(kind, config) else experiment.seeds[:1]
     return [
         Cell(
@@ -124,6 +129,16 @@ def _cells(experiment: Experiment, setting: str, method: str, output: Path) -> l
         )
         for seed in seeds
     ]
+
+
+def _lengths(experiment: Experiment, finetune: FinetuneOptions | None) -> dict[str, int]:
+    """Tokens that a model reads at once to be measured and tuned, by option."""
+    lengths = {"evaluation_lengths": max(experiment.evaluation_lengths)}
+    if experiment.latency is not None:
+        lengths["latency.sequence_length"] = experiment.latency.sequence_length
+    if finetune is not None:
+        lengths["finetune.max_length"] = finetune.lora.max_length
+    return lengths
 
 
 def _checked_config(kind: MethodKind, arguments: list[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pgprune_lightning.comparison.measurement import measure, time_passes
 from pgprune_lightning.comparison.tuning import tune
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.evaluation.resources import ResourceMeter
+from pgprune_lightning.masking.positions import max_positions
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.slicing import cut_model
 
@@ -84,7 +85,7 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         "memory_before_bytes": pruned.meter.memory_before_bytes,
         "text": cli.datamodule.test[0].title,
         "base_model": environment.base_model.source,
-        "max_positions": getattr(environment.model.config, "max_position_embeddings", None),
+        "max_positions": max_positions(environment.config),
         **pruned.details,
         "provenance": provenance(cli.device),
     }

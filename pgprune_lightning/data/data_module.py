@@ -35,7 +35,8 @@ class TokenBlocksDataModule(LightningDataModule):
         tokenizer: Where the tokenizer is loaded from: a hub id, a folder, a GGUF file, or
             "package:DIST/FILE.gguf"; by default that of the model. In Python a loaded tokenizer
             is accepted too.
-        block_length: Length of a training block in tokens, at least 2.
+        block_length: Length of a training block in tokens, at least 2 and at most as many as the
+            model has learned positions.
         evaluation_block_length: Length of a validation or test block in tokens, at least 2.
         batch_size: Training blocks (sequences) in a batch of one process.
         evaluation_batch_size: Validation or test blocks (sequences) in a batch of one process.

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.evaluation.evaluated import ModelFacts
 from pgprune_lightning.evaluation.latency import wait_for
+from pgprune_lightning.masking.positions import max_positions
 from pgprune_lightning.masking.token_loss import token_nll
 
 
@@ -31,7 +32,7 @@ class TorchModel:
             dtype=str(model.dtype).removeprefix("torch."),
             parameters=sum(parameter.numel() for parameter in parameters),
             parameter_bytes=sum(parameter.nbytes for parameter in parameters),
-            max_positions=getattr(config, "max_position_embeddings", None),
+            max_positions=max_positions(model.config),
             vocabulary=config.vocab_size,
         )
 

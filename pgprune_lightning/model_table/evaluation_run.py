@@ -17,7 +17,9 @@ from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.console import print_error
 from pgprune_lightning.errors import UserError, about
 from pgprune_lightning.evaluation import Evaluated, ModelFacts, provenance
+from pgprune_lightning.masking.frozen_model import read_model_config
 from pgprune_lightning.masking.model_reuse import one_model_kept
+from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.masking.tokenizer import check_tokens
 from pgprune_lightning.model_table import table
 from pgprune_lightning.model_table.opening import (
@@ -75,6 +77,8 @@ def prepare(rows: Sequence[Row], protocol: Protocol, loading: Loading) -> list[P
 def _prepared(row: Row, protocol: Protocol, loading: Loading) -> Prepared:
     with about(f"--model {row.name}"):
         model_type = model_type_of(row)
+        if row.kind != "llama.cpp":
+            check_lengths(read_model_config(row.source), protocol.lengths())
         tokenizer = tokenizer_of(row, loading)
         passages = read_passages(protocol.text, tokenizer, model_type)
         if (num_rows := num_tokens_of(row)) is not None:

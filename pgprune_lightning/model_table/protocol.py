@@ -146,6 +146,14 @@ class Protocol:
         if self.speed is not None:
             self.speed.check()
 
+    def lengths(self) -> dict[str, int]:
+        """Tokens that a model reads at once, at most, by the options that ask for it."""
+        lengths = {"--lengths": max(self.text.lengths)} if self.text.texts else {}
+        if self.speed is not None:
+            generated = self.speed.prompt_tokens + self.speed.new_tokens
+            lengths["--prompt-tokens and --new-tokens"] = generated
+        return lengths
+
     def describe(self) -> dict[str, Any]:
         """The protocol as primitives."""
         text, zero_shot = self.text, self.zero_shot

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pgprune_lightning.masking.fingerprint import model_fingerprint
 from pgprune_lightning.masking.frozen_model import (
@@ -45,6 +45,8 @@ class FrozenEnvironment:
     """
 
     space: MaskSpace
+    config: PreTrainedConfig
+    """The model's configuration."""
     num_tokens: int
     """Rows of the embedding."""
     base_model: BaseModel
@@ -53,9 +55,9 @@ class FrozenEnvironment:
         self, source: ModelSource, unit_kinds: Sequence[UnitKind], channels_per_unit: int
     ) -> None:
         self.source = source
-        config = load_model_config(source)
-        self.space = mask_space_of(model_on_meta(config), unit_kinds, channels_per_unit)
-        self.num_tokens = config.vocab_size
+        self.config = load_model_config(source)
+        self.space = mask_space_of(model_on_meta(self.config), unit_kinds, channels_per_unit)
+        self.num_tokens = self.config.vocab_size
         self._losses: MaskLosses | None = None
 
     @property

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.model_source import resolve_model_source
+from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.masking.sharding import check_shard
 from pgprune_lightning.policy import (
     BudgetScope,
@@ -253,6 +254,19 @@ class PolicyGradientPruning(PolicyModule):
                 )
         self.estimator.prepare(self.space, self.policy.keep_probabilities.detach())
 
+    def check_lengths(self, datamodule: Any) -> None:
+        """Refuse blocks that are longer than the model can read, or warn of them.
+
+        Args:
+            datamodule: Gives the blocks.
+
+        Raises:
+            UserError: If they are.
+        """
+        names = ("block_length", "evaluation_block_length")
+        lengths = {f"data.{name}": getattr(datamodule, name, 0) for name in names}
+        check_lengths(self.environment.config, lengths)
+
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or a wrong text, while that is cheap."""
         check_inference_mode(self.trainer, self.shard)
@@ -263,6 +277,7 @@ class PolicyGradientPruning(PolicyModule):
             if batch_size is not None:
                 self.judging.check(self.estimator, batch_size * self.trainer.world_size)
             self.policy.check_length(self.trainer.max_steps)
+        self.check_lengths(datamodule)
         if hasattr(datamodule, "check_tokens"):
             datamodule.check_tokens(self.environment.num_tokens)
         if self.trainer.ckpt_path is not None:

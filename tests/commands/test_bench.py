@@ -12,6 +12,7 @@ import torch
 from pgprune_lightning.benchmark.published_shapes import SHAPES
 from pgprune_lightning.cli import main
 from pgprune_lightning.commands import bench
+from tests.tiny_models import make_tiny_model
 
 TINY_SHAPE = {
     "model_type": "llama",
@@ -33,6 +34,7 @@ RESULT = """keep_ratio reference ours ratio execution flops_share_of_peak
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", TINY_SHAPE)
+    monkeypatch.setitem(SHAPES, "learned", {"model_type": "opt", "max_position_embeddings": 128})
     monkeypatch.setattr("pgprune_lightning.benchmark.arithmetic.SQUARE", {"cpu": 128})
     monkeypatch.setattr("research.unit_scaling.UNITS", (10, 100))
 
@@ -163,11 +165,17 @@ def test_too_few_masks_for_a_recipe_are_refused_before_a_model_is_built(
             "a result of bench",
         ),
         (["--model", "{folder}/none"], "there is no folder or file"),
+        (
+            ["--model", "{folder}/opt", "--block-length", "129"],
+            "--block-length is 129 tokens, but the model (of type opt) has learned positions",
+        ),
+        (["--shape", "learned", "--block-length", "129"], "has learned positions for 128"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_built(
     given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    make_tiny_model("opt").config.save_pretrained(tmp_path / "opt")
     file = tmp_path / "file"
     file.write_text("{}")
     arguments = [text.format(file=file, folder=tmp_path) for text in given]

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from pgprune_lightning.cli import main
+from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import add_tokens
 
 
@@ -44,6 +45,14 @@ def _without_bos(model: Path, folder: Path) -> Path:
             ["--model", "{more_tokens}", "--texts", "{beyond}", "--lengths", "16"],
             "error: --model more: --texts: beyond at 16: it holds the token '<x4>' with id 97",
         ),
+        (
+            ["--model", "a={opt}", "--texts", "{text}", "--lengths", "16", "129"],
+            "--model a: --lengths is 129 tokens, but the model (of type opt) has learned positions",
+        ),
+        (
+            ["--model", "{opt}", "--speed", "--prompt-tokens", "100", "--new-tokens", "29"],
+            "--prompt-tokens and --new-tokens is 129 tokens",
+        ),
         (["--model", "{no_bos}", "--texts", "{text}", "--bos-per-block", "always"], "no bos token"),
         (["--model", "{model}", "--texts", "{text}", "--stride", "2048"], "--stride"),
         (["--model", "{model}", "--zero-shot", "boolq"], "boolq"),
@@ -72,9 +81,11 @@ def test_bad_input_is_refused_before_weights_are_loaded(
         "model": tiny_model_folder,
         "no_bos": _without_bos(tiny_model_folder, tmp_path / "no-bos"),
         "more_tokens": add_tokens(tiny_model_folder, tmp_path / "more"),
+        "opt": tmp_path / "opt",
         "text": tiny_texts / "test.txt",
         "beyond": tmp_path / "beyond.txt",
     }
+    make_tiny_model("opt").config.save_pretrained(places["opt"])
     places["beyond"].write_text("w1 <x4> w2 w3 " * 100)
     arguments = [text.format(**places) for text in given]
     if "--output" not in arguments:

@@ -15,6 +15,7 @@ from callbacks import MaskCheckpoint, PerplexityValidation
 from pgprune_lightning.cli import main
 from pgprune_lightning.export import hf
 from tests.tiny_commands import Outcome, refused
+from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import TinyRun, add_tokens
 
 Export = Callable[..., Outcome]
@@ -147,6 +148,10 @@ BAD_INPUT = {
     "text": (["--text", "nowhere.txt"], "nowhere.txt"),
     "tokens": (["--tokens", "10"], "at least 128 tokens"),
     "block": (["--block-length", "1"], "at least 2 tokens"),
+    "block beyond all positions": (
+        ["--base-model", "{opt}", "--text", "{beyond}", "--block-length", "129"],
+        "--block-length is 129 tokens, but the model (of type opt) has learned positions for 128",
+    ),
     "tokens without rows": (
         ["--base-model", "{more_tokens}", "--text", "{beyond}", "--block-length", "16"],
         "--text: beyond: it holds the token '<x4>' with id 97",
@@ -166,13 +171,15 @@ def test_mistakes_are_found_before_weights_are_read(
     folder = tmp_path_factory.mktemp("more")
     more_tokens, beyond = add_tokens(tiny_model_folder, folder / "model"), folder / "beyond.txt"
     beyond.write_text("w1 <x4> w2 w3 " * 100)
+    make_tiny_model("opt").config.save_pretrained(folder / "opt")
 
     def read_weights(*_: object, **__: object) -> None:
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("pgprune_lightning.export.export_run.open_planned_model", read_weights)
     options, message = BAD_INPUT[case]
-    given = [option.format(more_tokens=more_tokens, beyond=beyond) for option in options]
+    places = {"more_tokens": more_tokens, "beyond": beyond, "opt": folder / "opt"}
+    given = [option.format(**places) for option in options]
     refused(export(*given), message)
     assert not list(tmp_path.iterdir())
 

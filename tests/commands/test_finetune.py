@@ -24,7 +24,7 @@ from pgprune_lightning.finetuning import (
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 from tests.tiny_commands import Outcome, refused
 from tests.tiny_finetuning import metric_rows
-from tests.tiny_models import claim_tied
+from tests.tiny_models import claim_tied, make_tiny_model
 
 OPTIONS = """model output records rank alpha dropout target-modules num-records max-length epochs
     batch-size micro-batch-size lr warmup max-grad-norm seed text block-length tokens bos-per-block
@@ -201,7 +201,14 @@ def test_an_output_is_replaced_only_when_asked(
             ["--records", "{tmp}/other.jsonl"],
             ["--records: ", "other.jsonl: no field "],
         ),
-        (["--max-length", "513"], ["the model takes 512 tokens at most, given 513"]),
+        (
+            ["--model", "{tmp}/opt", "--max-length", "129"],
+            ["--max-length is 129 tokens", "learned positions for 128 and none beyond them"],
+        ),
+        (
+            ["--model", "{tmp}/opt", "--text", "{tmp}/letter.txt", "--block-length", "129"],
+            ["--block-length is 129 tokens", "learned positions for 128 and none beyond them"],
+        ),
         (["--max-length", "12"], ["none of 9 records has an answer within max_length = 12"]),
         (["--target-modules", "q_proj", "c_attn"], ["none of c_attn", "q_proj, k_proj, v_proj"]),
         (["--rank", "0"], ["rank is 0"]),
@@ -240,6 +247,7 @@ def test_bad_input_is_refused_before_weights_are_loaded(
     for name in ("keep50", "keep70"):
         (tmp_path / "several" / name / "config.json").write_text("{}")
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "nothing"}')
+    make_tiny_model("opt").config.save_pretrained(tmp_path / "opt")
     (tmp_path / "other.jsonl").write_text('{"question": "?"}\n')
     (tmp_path / "letter").write_text("dear")
     given = [text.format(tmp=tmp_path, exported=exported) for text in more]

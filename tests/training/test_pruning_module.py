@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 import callbacks
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, warn_once
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
@@ -136,6 +136,27 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run: TinyRun, tmp_path: P
             datamodule=tiny_run.datamodule(),
             ckpt_path=tmp_path / "last.ckpt",
         )
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+def test_blocks_beyond_learned_positions_are_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    model = tmp_path / "opt"
+    shutil.copytree(tiny_run.model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    make_tiny_model("opt").config.save_pretrained(model)
+    data = tiny_run.datamodule(evaluation_block_length=129, tokenizer=str(model))
+    with pytest.raises(
+        UserError, match=r"data\.evaluation_block_length is 129 .* learned positions"
+    ):
+        tiny_run.trainer().fit(tiny_run.module(base_model=str(model)), datamodule=data)
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+def test_blocks_beyond_rotary_positions_are_warned_of(tiny_run: TinyRun) -> None:
+    warn_once.cache_clear()
+    module = tiny_run.module()
+    module.setup("fit")
+    with pytest.warns(UserWarning, match=r"data\.block_length is 129 tokens, but the model .* 128"):
+        module.check_lengths(tiny_run.datamodule(block_length=129))
 
 
 def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> None:
