@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.training.checkpoints import CHECKPOINTS, LAST
 from pgprune_lightning.training.metrics_file import MetricsFile
-from pgprune_lightning.training.resume import CHECKPOINTS, LAST
 
 
 class RunCheckpoint(Checkpoint):

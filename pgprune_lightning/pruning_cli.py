@@ -20,12 +20,14 @@ from pgprune_lightning.folder_lock import SECONDS_TO_WAIT, exclusive_output
 from pgprune_lightning.resolved_config import SaveResolvedConfig, plain
 from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
-from pgprune_lightning.training.checkpoint_file import read_policy
-from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
+from pgprune_lightning.training.checkpoints import (
+    CrashSafeCheckpointIO,
+    find_checkpoint,
+    read_policy,
+)
 from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
 from pgprune_lightning.training.other_ranks import decided_by_rank_zero, report_lost_children
-from pgprune_lightning.training.resume import find_checkpoint
 from pgprune_lightning.training.run_folder import (
     NEVER_DELETED,
     ExistingRun,

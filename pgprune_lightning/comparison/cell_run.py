@@ -16,7 +16,7 @@ from pgprune_lightning.masking.frozen_model import resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.pruning_cli import run_command
 from pgprune_lightning.training import PolicyGradientPruning
-from pgprune_lightning.training.resume import CHECKPOINTS, took_steps
+from pgprune_lightning.training.checkpoints import CHECKPOINTS, took_steps
 
 ANY_START = (
     "--model.initialization.metric=random",

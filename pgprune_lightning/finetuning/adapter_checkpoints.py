@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.training.checkpoint_file import read_archive
-from pgprune_lightning.training.checkpoint_io import CrashSafeCheckpointIO
+from pgprune_lightning.training.checkpoints import CrashSafeCheckpointIO, read_archive
 
 VERSION = 1
 NEEDED = frozenset(

@@ -16,7 +16,7 @@ from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, MaskSpace
 from pgprune_lightning.training.budget_schedule import BudgetSchedule
-from pgprune_lightning.training.checkpoint_file import (
+from pgprune_lightning.training.checkpoints import (
     check_run,
     describe_run,
     place_loops,

@@ -38,7 +38,7 @@ from pgprune_lightning.training.arguments import (
     check_lr_factors,
 )
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
-from pgprune_lightning.training.checkpoint_file import check_checkpoint
+from pgprune_lightning.training.checkpoints import check_checkpoint
 from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.execution_choice import ExecutionName
 from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer, check_losses

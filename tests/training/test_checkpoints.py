@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.training.resume import find_checkpoint
+from pgprune_lightning.training.checkpoints import find_checkpoint
 
 
 def write_checkpoint(path: Path, step: int) -> Path:

@@ -1,18 +1,31 @@
-"""What a checkpoint holds besides Lightning's own, and what makes it the wrong one."""
+"""Checkpoints: what they hold, which one a run goes on from, and how they get to the disk.
 
+They are written whole or not at all, and a full disk does not end the run.
+"""
+
+from __future__ import annotations
+
+import io
 import pickle
+import warnings
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import BaseModel
 from pgprune_lightning.policy import MaskPolicy
+from pgprune_lightning.training.metrics_file import METRICS_FILE, read_metrics
 
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
 _POLICY = "policy."
 _VERSION = 1
 _NEEDED = ("state_dict", "global_step", "loops", "optimizer_states", "callbacks")
@@ -195,3 +208,114 @@ def place_loops(checkpoint: dict[str, Any]) -> None:
         "total": validation,
         "current": dict(validation),
     }
+
+
+def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+    """Find what `--resume` asks for.
+
+    Args:
+        resume: `never`; `auto`, the newest checkpoint of the folder that loads; or a checkpoint.
+        run_dir: The run's folder.
+
+    Returns:
+        The checkpoint; None for a run that starts.
+
+    Raises:
+        UserError: If the checkpoint named cannot be read, or if the folder holds checkpoints or
+            steps of a run and no checkpoint loads.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return _newest(run_dir)
+    read_checkpoint(resume)
+    return Path(resume)
+
+
+def _newest(run_dir: Path) -> Path | None:
+    # The last one first: copies of later steps are what a run left that was resumed before them.
+    candidates = sorted(
+        (run_dir / CHECKPOINTS).glob("*.ckpt"),
+        key=lambda path: (path.name == LAST, path.name),
+        reverse=True,
+    )
+    for path in candidates:
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            rank_zero_warn(f"passed over. {error}", category=UserWarning)
+        else:
+            return path
+    found = "none of its checkpoints loads" if candidates else "its checkpoints are gone"
+    if candidates or took_steps(run_dir):
+        raise UserError(
+            f"resume: {run_dir} holds a run, but {found}, and starting anew would lose it. Bring "
+            "a checkpoint back, or start anew with --resume never and another --run_dir or "
+            "--existing_run move_aside."
+        )
+    return None
+
+
+def took_steps(run_dir: Path) -> bool:
+    """Whether there is more than the start of a run, before whose first step is a checkpoint."""
+    if (run_dir / "summary.json").exists():
+        return True
+    path = run_dir / METRICS_FILE
+    try:
+        return any(int(row["step"]) > 0 for row in read_metrics(path).rows)
+    except OSError:
+        return False
+    except UserError:
+        return path.stat().st_size > 0  # damaged, and so of steps for all we know
+
+
+class CrashSafeCheckpointIO(CheckpointIO):
+    """Writes beside the target and renames; reads tensors and primitives, and runs no pickled code.
+
+    Lightning's own stages in the temporary folder and moves: from another file system a kill leaves
+    a part of a file where the last good one was.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        """Why the last checkpoint could not be written; None if it was."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; where that fails, say so once and let the run go on.
+
+        An error here would end one rank of many, and leave the others waiting for it.
+        """
+        del storage_options
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            write_atomically(Path(path), content.getvalue())
+        except UserError as error:
+            if self.failure is None:
+                warnings.warn(
+                    f"no checkpoint: {error} The run goes on, and tries again at the next; the "
+                    "last one that was written stays.",
+                    stacklevel=2,
+                )
+            self.failure = str(error)
+            return
+        if self.failure is not None:
+            warnings.warn(f"checkpoints are written again: {path}.", stacklevel=2)
+        self.failure = None
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint to the CPU, whatever is asked: nothing in it is trusted.
+
+        Raises:
+            UserError: If it is missing or damaged.
+        """
+        del map_location, weights_only
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
