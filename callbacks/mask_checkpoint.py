@@ -92,9 +92,10 @@ class MaskCheckpoint(Callback):
             return
         best = PruningPlan.load(self.plans / "best")
         perplexity = best.validation.get("perplexity")
+        recorded = best.base_model.fingerprint
         same_task = (
             best.budget == pl_module.target_budget
-            and best.base_model.fingerprint == pl_module.environment.base_model.fingerprint
+            and pl_module.environment.fingerprint_like(recorded) == recorded
         )
         if same_task and perplexity is not None and perplexity < self.best_perplexity:
             self.best_perplexity, self.best_step = perplexity, best.step

@@ -45,7 +45,7 @@ class BaseModel:
     Args:
         source: What it was loaded from, as the user wrote it.
         model_type: `config.model_type`.
-        fingerprint: Hash of its weights.
+        fingerprint: Hash of its weights, as `masking.fingerprint` makes it.
         parameters: How many it has.
     """
 
@@ -53,6 +53,11 @@ class BaseModel:
     model_type: str
     fingerprint: str
     parameters: int
+
+    @property
+    def short_fingerprint(self) -> str:
+        """Enough of the fingerprint to tell models apart on a page."""
+        return _shortened(self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -162,15 +167,31 @@ class PruningPlan:
     def check_base_model(self, fingerprint: str, source: str) -> None:
         """Refuse a model whose weights are not those the plan was learned on.
 
+        Args:
+            fingerprint: The model's, in the form of the plan's own.
+            source: Where the model lies, as the user wrote it.
+
         Raises:
             UserError: If the fingerprints differ.
         """
-        if fingerprint != self.base_model.fingerprint:
-            raise UserError(
-                f"plan: it was learned on {self.base_model.source!r} "
-                f"(fingerprint {self.base_model.fingerprint[:12]}), but the model given is "
-                f"{source!r} ({fingerprint[:12]}). A plan fits the weights it was learned on only."
+        recorded = self.base_model.fingerprint
+        if fingerprint == recorded:
+            return
+        hint = ""
+        if ":" not in recorded:
+            hint = (
+                " It is of an earlier release, which compared weights as they were loaded: if "
+                "these are the right ones, give the type that its run loaded them in (--dtype)."
             )
+        raise UserError(
+            f"plan: it was learned on {self.base_model.source!r} (fingerprint "
+            f"{_shortened(recorded)}), but the model given is {source!r} "
+            f"({_shortened(fingerprint)}). A plan fits the weights it was learned on only.{hint}"
+        )
+
+
+def _shortened(fingerprint: str) -> str:
+    return fingerprint.rpartition(":")[2][:12]
 
 
 def find_plan(path: Path) -> Path:

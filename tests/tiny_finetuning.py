@@ -31,22 +31,21 @@ def export_of(
     """
     from pgprune_lightning.cli import main
     from pgprune_lightning.masking import mask_space_of
-    from pgprune_lightning.masking.fingerprint import model_fingerprint
+    from pgprune_lightning.masking.fingerprint import weights_fingerprint
     from pgprune_lightning.masking.frozen_model import load_frozen_model
     from pgprune_lightning.masking.model_source import resolve_model_source
     from pgprune_lightning.plan import BaseModel, PruningPlan
 
-    source = str(pgprune_data / "stories260K")
-    dense = load_frozen_model(
-        resolve_model_source(source), dtype=torch.float32, device=torch.device("cpu")
-    )
+    found = resolve_model_source(str(pgprune_data / "stories260K"))
+    dense = load_frozen_model(found, dtype=torch.float32, device=torch.device("cpu"))
     space = mask_space_of(dense, ["kv_group", "mlp_channel"])
     generator = torch.Generator().manual_seed(0)
     probabilities_U = torch.rand(space.num_units, generator=generator, dtype=torch.float64)
     mask_U = probabilities_U > 0.3
     space.view(mask_U, 1, "kv_group").fill_(False)
     space.view(mask_U, 3, "mlp_channel").fill_(False)
-    base = BaseModel(source, "llama", model_fingerprint(dense), dense.num_parameters())
+    identity = weights_fingerprint(found, dense)
+    base = BaseModel(found.given, "llama", identity, dense.num_parameters())
     budget = {"keep_ratio": 0.7, "scope": "units", "protected_layers": []}
     plan = tmp_path_factory.mktemp("plan") / "best"
     PruningPlan(base, space, probabilities_U, mask_U, budget, step=1).save(plan)

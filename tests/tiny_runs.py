@@ -91,14 +91,14 @@ class TinyRun:
         return module
 
 
-def write_tiny_model(folder: Path, name: str = "llama_gqa") -> Path:
+def write_tiny_model(folder: Path, name: str = "llama_gqa", seed: int = 1) -> Path:
     """Write one of `CONFIGS` with a word-level tokenizer, as `save_pretrained` does."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from tests.tiny_models import make_tiny_model
 
-    make_tiny_model(name).save_pretrained(folder)
+    make_tiny_model(name, seed=seed).save_pretrained(folder)
     vocabulary = {word: index for index, word in enumerate(["<unk>", "</s>", *WORDS, "<s>"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.decoder_family import decoder_layers
-from pgprune_lightning.masking.fingerprint import model_fingerprint
+from pgprune_lightning.masking.fingerprint import fingerprint_like
 from pgprune_lightning.masking.frozen_model import (
     load_model_config,
     model_on_meta,
@@ -68,7 +68,7 @@ def open_planned_model(
     model = open_frozen_model(
         source, dtype=resolve_dtype(dtype, device), device=device, attention=attention
     )
-    plan.check_base_model(model_fingerprint(model), given)
+    plan.check_base_model(fingerprint_like(plan.base_model.fingerprint, source, model), given)
     return PlannedModel(plan, model, tokenizer, source)
 
 

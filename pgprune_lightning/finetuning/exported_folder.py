@@ -87,7 +87,12 @@ def load_exported(folder: Path, dtype: torch.dtype, device: torch.device) -> Pre
     Raises:
         UserError: If its weights are damaged or missing.
     """
-    return load_frozen_model(ModelSource(str(folder), str(folder)), dtype=dtype, device=device)
+    return load_frozen_model(exported_source(folder), dtype=dtype, device=device)
+
+
+def exported_source(folder: Path) -> ModelSource:
+    """An export, as what it is loaded from."""
+    return ModelSource(str(folder), str(folder))
 
 
 def folder_digest(folder: Path) -> str:

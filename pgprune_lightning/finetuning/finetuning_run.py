@@ -25,6 +25,7 @@ from pgprune_lightning.finetuning.adapter_training import AdapterTraining, Examp
 from pgprune_lightning.finetuning.exported_folder import (
     RESULT_FILE,
     check_reloaded,
+    exported_source,
     load_exported,
     update_export,
     write_like,
@@ -39,7 +40,7 @@ from pgprune_lightning.finetuning.work_folder import (
     remove_work_folder,
     work_folder,
 )
-from pgprune_lightning.masking.fingerprint import model_fingerprint
+from pgprune_lightning.masking.fingerprint import weights_fingerprint
 from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.metrics_file import METRICS_FILE, MetricsFile
 
@@ -90,7 +91,7 @@ def run_finetuning(job: Job) -> dict[str, Any]:
         SystemExit: If it was asked to stop.
     """
     model = load_exported(job.exported, job.dtype, job.device)
-    weights = {"weights": model_fingerprint(model)}
+    weights = {"weights": weights_fingerprint(exported_source(job.exported), model)}
     work = work_folder(job.output)
     checkpoints = AdapterCheckpoints(work / CHECKPOINTS, job.identity | weights)
     state = checkpoints.newest() if job.resumes else None

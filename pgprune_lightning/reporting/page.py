@@ -223,7 +223,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str | None]]:
 def _model(plan: PruningPlan) -> str:
     model = plan.base_model
     size = f"{count_text(model.parameters)} parameters"
-    return f"{model.source} ({model.model_type}, {size}, {model.fingerprint[:12]})"
+    return f"{model.source} ({model.model_type}, {size}, {model.short_fingerprint})"
 
 
 def _units(plan: PruningPlan) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pgprune_lightning.masking.fingerprint import model_fingerprint
+from pgprune_lightning.masking.fingerprint import fingerprint_like, weights_fingerprint
 from pgprune_lightning.masking.frozen_model import (
     load_model_config,
     model_on_meta,
@@ -101,9 +101,13 @@ class FrozenEnvironment:
         self.base_model = BaseModel(
             source=self.source.given,
             model_type=model.config.model_type,
-            fingerprint=model_fingerprint(model),
+            fingerprint=weights_fingerprint(self.source, model),
             parameters=self.space.total_parameters,
         )
+
+    def fingerprint_like(self, recorded: str) -> str:
+        """The model's fingerprint in the form of one that was recorded; every rank must call it."""
+        return fingerprint_like(recorded, self.source, self.model)
 
     @property
     def model(self) -> PreTrainedModel:

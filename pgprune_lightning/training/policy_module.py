@@ -4,6 +4,7 @@ Shapes: U units, B sequences, T tokens.
 """
 
 # No `from __future__ import annotations`: what derives from it is on the command line.
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -122,6 +123,8 @@ class PolicyModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model or update, and go on with the step that comes."""
         name, state = self.update_name, self.state_dict()
-        check_run(checkpoint, self.environment.base_model, name, state)
+        found = self.environment.fingerprint_like(checkpoint["base_model"]["fingerprint"])
+        base_model = replace(self.environment.base_model, fingerprint=found)
+        check_run(checkpoint, base_model, name, state)
         self.environment.restore_execution(checkpoint.get("execution"))
         place_loops(checkpoint)

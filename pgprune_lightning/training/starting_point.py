@@ -101,8 +101,8 @@ class StartingPoint:
             metric_U = refined_importance(options, inputs, feasible_set)
             start_U = probabilities_of(options, metric_U, feasible_set)
         else:
-            base_model = environment.base_model
-            self.plan.check_base_model(base_model.fingerprint, base_model.source)
+            found = environment.fingerprint_like(self.plan.base_model.fingerprint)
+            self.plan.check_base_model(found, environment.base_model.source)
             start_U = feasible_set.project(self.plan.keep_probabilities_U)
         if policy.feature_names:
             initial_U, slope = logits_of(start_U, feasible_set), 1.0

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from callbacks import MaskCheckpoint, PerplexityValidation
 from pgprune_lightning.atomic_write import TEMPORARY
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.masking.fingerprint import loaded_fingerprint
 from pgprune_lightning.plan import PruningPlan
 from tests.tiny_runs import TinyRun
 
@@ -77,6 +79,35 @@ def test_a_run_whose_untrained_mask_is_not_measured_is_refused(tiny_run: TinyRun
         tiny_run.fit(
             [PerplexityValidation(), MaskCheckpoint(str(tiny_run.folder))], num_sanity_val_steps=0
         )
+
+
+def test_a_run_of_an_earlier_release_goes_on(tiny_run: TinyRun) -> None:
+    """Its checkpoint and its plans know the model by its loaded values."""
+    checkpoint = tiny_run.folder / "stopped.ckpt"
+    first = tiny_run.trainer(
+        [Scripted(9.0, 6.0, 5.0), MaskCheckpoint(str(tiny_run.folder))], max_steps=4
+    )
+    module = tiny_run.module()
+    first.fit(module, datamodule=tiny_run.datamodule())
+    first.save_checkpoint(checkpoint)
+    known_by = loaded_fingerprint(module.environment.model)
+    content = torch.load(checkpoint)
+    content["base_model"]["fingerprint"] = known_by
+    # The best plan is of later than the checkpoint, which was written before a kill.
+    content["callbacks"] = {
+        name: state | ({"best_perplexity": 6.0} if "MaskCheckpoint" in name else {})
+        for name, state in content["callbacks"].items()
+    }
+    torch.save(content, checkpoint)
+    best = PruningPlan.load(tiny_run.folder / "plans" / "best")
+    old = replace(best.base_model, fingerprint=known_by)
+    replace(best, base_model=old).save(tiny_run.folder / "plans" / "best")
+
+    again = tiny_run.trainer([Scripted(5.5), MaskCheckpoint(str(tiny_run.folder))], max_steps=6)
+    again.fit(tiny_run.module(), datamodule=tiny_run.datamodule(), ckpt_path=checkpoint)
+    saved = plans(tiny_run.folder)
+    assert saved["last"].step == 6
+    assert saved["best"].validation["perplexity"] == 5.0
 
 
 def test_a_validation_alone_writes_no_plan(tiny_run: TinyRun) -> None:

@@ -184,6 +184,19 @@ def test_mistakes_are_found_before_weights_are_read(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_type_that_config_names_may_be_another_than_that_of_the_files(
+    export: Export, planned_run: TinyRun, tmp_path: Path
+) -> None:
+    """`--dtype files` then loads float32 weights in float16, in which the plan was not learned."""
+    claims = tmp_path / "claims_float16"
+    shutil.copytree(planned_run.model, claims)
+    config = json.loads((claims / "config.json").read_text())
+    (claims / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    outcome = export("--base-model", str(claims))
+    assert outcome.status == 0, outcome.err
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["dtype"] == "float16"
+
+
 def test_other_weights_are_refused(export: Export, planned_run: TinyRun, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(planned_run.model, other)

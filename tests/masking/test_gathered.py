@@ -21,7 +21,7 @@ from pgprune_lightning.masking import (
     mask_space_of,
     token_nll,
 )
-from pgprune_lightning.masking.fingerprint import model_fingerprint
+from pgprune_lightning.masking.fingerprint import loaded_fingerprint
 from pgprune_lightning.policy import MaskSpace
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import make_tiny_model, masks_of, random_tokens, traces_of_masking
@@ -170,7 +170,7 @@ def test_the_layout_is_nobody_elses_business(
     GatheredExecution(model, space)
     down: nn.Linear = model.model.layers[0].mlp.down_proj
     assert down.weight.stride() == (1, down.out_features)
-    assert model_fingerprint(model) == model_fingerprint(plain)
+    assert loaded_fingerprint(model) == loaded_fingerprint(plain)
     assert_same_tensors(model, plain)
     assert_same_tensors(cut_model(model, space, mask_U), cut_model(plain, space, mask_U))
     model.save_pretrained(tmp_path)
