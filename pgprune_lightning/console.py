@@ -4,12 +4,14 @@ import logging
 import re
 import sys
 import warnings
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pgprune_lightning.credentials import without_secrets
-from pgprune_lightning.errors import EXIT_USER_ERROR
+from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
 from pgprune_lightning.masking.frozen_model import quiet_transformers
 
 ADVICE_THAT_DOES_NOT_HOLD = (
@@ -29,12 +31,41 @@ ADVICE_THAT_DOES_NOT_HOLD = (
 class OneLineErrorParser(LightningArgumentParser):
     """Says what is wrong in one line, without hundreds of lines of options before it."""
 
+    complete: Callable[[Namespace], None] | None = None
+    """Fills in what a configuration leaves open, before it is written out."""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error and end with status 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
         print_error(f"{plain_message(message)} (all options: {program} --help)")
         sys.exit(EXIT_USER_ERROR)
+
+    def dump(self, namespace: Namespace, *arguments: Any, **options: Any) -> str:
+        """Write a configuration out, with what it leaves open filled in."""
+        if self.complete is not None:
+            namespace = namespace.clone()
+            self.complete(namespace)
+        text: str = super().dump(namespace, *arguments, **options)
+        return text
+
+    def instantiate(self, *arguments: Any, **options: Any) -> Namespace:
+        """Make the objects; what one of them refuses is raised as it was, whatever is around it."""
+        try:
+            made: Namespace = super().instantiate(*arguments, **options)
+        except ValueError as error:
+            refusal = _refusal_in(error)
+            if refusal is None:
+                raise
+            raise refusal from refusal.__cause__
+        return made
+
+
+def _refusal_in(error: BaseException | None) -> UserError | None:
+    """What the user has to change, if that is the cause of an error."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def plain_message(message: str) -> str:

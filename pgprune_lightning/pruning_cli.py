@@ -17,7 +17,7 @@ from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.folder_lock import SECONDS_TO_WAIT, exclusive_output
-from pgprune_lightning.resolved_config import SaveResolvedConfig, plain
+from pgprune_lightning.resolved_config import SaveResolvedConfig, fill_in_estimator, plain
 from pgprune_lightning.stop_signals import exit_at_stop_signals
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoints import (
@@ -81,6 +81,7 @@ class PruningCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Declare what is not the module's, the data module's or the Trainer's."""
+        parser.complete = fill_in_estimator  # type: ignore[attr-defined]
         parser.add_argument(
             "--run_dir",
             type=str,
@@ -136,6 +137,7 @@ class PruningCLI(LightningCLI):
                 "--resume auto from the newest of its folder."
             )
         self.check(config)
+        fill_in_estimator(config)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.base_model
 

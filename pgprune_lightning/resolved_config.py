@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace, lazy_instance
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
@@ -20,12 +23,47 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
+def fill_in_estimator(config: Namespace) -> None:
+    """Write down the estimator that the policy chooses, where none is given.
+
+    Args:
+        config: The options of `fit`, `validate` or `test`; it is changed.
+    """
+    model = config.model
+    if model.estimator is None and model.policy is not None:
+        module, _, name = model.policy.class_path.rpartition(".")
+        model.estimator = _with_options(getattr(import_module(module), name).default_estimator())
+
+
+def _with_options(chosen: type) -> Namespace:
+    """A class as a config names it, with all its options."""
+    options = {name: each.default for name, each in inspect.signature(chosen).parameters.items()}
+    spec: Namespace = lazy_instance(chosen, **options).lazy_get_init_data()
+    return spec
+
+
+def fill_in_choices(config: Namespace, trainer: Trainer, pl_module: Any) -> None:
+    """Write down what a run has chosen by its model and machine, where options let it.
+
+    Args:
+        config: The options of `fit`; it is changed.
+        trainer: The Trainer.
+        pl_module: The module, with its model loaded.
+    """
+    environment = pl_module.environment
+    config.model.dtype = str(environment.model.dtype).removeprefix("torch.")
+    config.model.attention = environment.model.config._attn_implementation
+    config.model.execution = environment.execution or config.model.execution
+    if str(config.trainer.devices) in ("auto", "-1"):
+        config.trainer.devices = trainer.num_devices
+
+
 class SaveResolvedConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run folder of a fit, once the model is loaded.
 
     Not before: a run that fails on its input leaves a folder in which the next one can start.
     Lightning's own opens the file before it builds the text; a run killed in between could not be
-    resumed from it.
+    resumed from it. `execution: auto` is decided in the first steps, and then written.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -36,11 +74,24 @@ class SaveResolvedConfig(SaveConfigCallback):
 
         `validate` and `test` leave the file of their run as it was.
         """
-        del pl_module
-        if trainer.is_global_zero:
-            self._write()
-            for logger in trainer.loggers:
-                logger.log_hyperparams(plain(self.config.as_dict()))
+        self.config = self.config.clone()
+        fill_in_choices(self.config, trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        self._write()
+        for logger in trainer.loggers:
+            logger.log_hyperparams(plain(self.config.as_dict()))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the file again once the execution of masks is chosen."""
+        del outputs, batch, batch_idx
+        options = self.config.model
+        if options.execution == "auto" and pl_module.environment.execution is not None:
+            fill_in_choices(self.config, trainer, pl_module)
+            if trainer.is_global_zero:
+                self._write()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file again if it was deleted during the run."""

@@ -75,7 +75,11 @@ BEFORE_ANYTHING_IS_READ = {
     "lr 0": (["--model.lr=0"], "lr: must be above 0"),
     "no mask": (["--model.num_mask_samples=0"], "num_mask_samples: must be at least 1"),
     "slope 0": (["--model.initialization.slope=0"], "initialization.slope: must be above 0"),
-    "window 0": (["--model.estimator.init_args.window=0"], "window", "Give 1 or more"),
+    "window 0": (
+        ["--model.estimator=MovingAverageBaseline", "--model.estimator.init_args.window=0"],
+        "window",
+        "Give 1 or more",
+    ),
     "odd masks": (
         [
             "--model.estimator=pgprune_lightning.policy.Antithetic",

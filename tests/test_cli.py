@@ -14,7 +14,7 @@ import yaml
 
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import FeasibleSet
-from tests.tiny_commands import TinyCommand
+from tests.tiny_commands import TinyCommand, refused
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,6 +61,64 @@ def test_estimators_nest(tiny_command: TinyCommand) -> None:
     assert config["model"]["estimator"] == surrogate
     state = torch.load(tiny_command.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert "estimator.estimator.moments" in state["state_dict"]
+
+
+PAPERS_ESTIMATOR = {
+    "class_path": "pgprune_lightning.policy.MovingAverageBaseline",
+    "init_args": {
+        "window": 5,
+        "start": "first_loss",
+        "order": "use_then_update",
+        "score_scale": "variance",
+        "normalization": "samples",
+    },
+}
+OWN_ESTIMATOR = {"class_path": "pgprune_lightning.policy.PGPE"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "estimator"),
+    [("FreeProbabilities", PAPERS_ESTIMATOR), ("PGPEPolicy", OWN_ESTIMATOR)],
+)
+def test_the_estimator_that_is_printed_is_the_one_that_runs(
+    tiny_command: TinyCommand, policy: str, estimator: dict[str, Any]
+) -> None:
+    chosen = ("--model.policy", policy, "--model.budget=parameters")
+    printed = tiny_command("fit", *chosen, "--print_config")
+    assert printed.status == 0, printed.err
+    assert yaml.safe_load(printed.out)["model"]["estimator"] == estimator
+    merged = tiny_command.config.with_name("merged.yaml")
+    merged.write_text(printed.out)
+    run = TinyCommand(merged, tiny_command.run_dir, tiny_command.outcome)("fit")
+    assert run.status == 0, run.err
+    config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
+    assert config["model"]["estimator"] == estimator
+
+
+def test_an_estimator_that_does_not_suit_the_policy_is_refused(tiny_command: TinyCommand) -> None:
+    options = {
+        "PGPEPolicy": "MovingAverageBaseline",
+        "FreeProbabilities": "PGPE",
+    }
+    for policy, estimator in options.items():
+        outcome = tiny_command("fit", f"--model.policy={policy}", f"--model.estimator={estimator}")
+        refused(outcome, "model.estimator: ", policy, estimator, "set it to null")
+        assert len(outcome.err.splitlines()) == 1
+
+
+def test_what_a_run_chooses_itself_is_written_down(tiny_command: TinyCommand) -> None:
+    left_open = ("--model.dtype=auto", "--model.execution=auto", "--trainer.devices=auto")
+    run = tiny_command("fit", *left_open, "--trainer.max_steps=12")
+    assert run.status == 0, run.err
+    config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
+    checkpoint = torch.load(tiny_command.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert config["model"]["execution"] == checkpoint["execution"]
+    assert config["model"]["execution"] in ("gathered", "multiplied", "widened")
+    assert config["model"]["dtype"] in ("float32", "bfloat16")
+    assert config["model"]["attention"] == "sdpa"
+    assert config["trainer"]["devices"] == 1
+    assert config["data"]["tokenizer"] == config["model"]["base_model"]
+    assert config["data"]["bos_per_block"] is False
 
 
 def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:

@@ -10,7 +10,6 @@ from pgprune_lightning.policy import (
     GradientEstimator,
     MaskPolicy,
     MaskSpace,
-    MovingAverageBaseline,
     ProjectedSGD,
     StepRule,
     UnitKind,
@@ -26,8 +25,7 @@ class Learning:
 
     Args:
         policy: The distribution of masks.
-        estimator: What draws them and makes a gradient of their losses, unless the policy brings
-            its own.
+        estimator: What draws them and makes a gradient of their losses; None: that of the policy.
         update: Makes what steps the policy.
         lr_rule: What the step size means.
         lr_factors: Factor on the step by unit kind.
@@ -36,7 +34,7 @@ class Learning:
     """
 
     policy: MaskPolicy = field(default_factory=FreeProbabilities)
-    estimator: GradientEstimator = field(default_factory=MovingAverageBaseline)
+    estimator: GradientEstimator | None = None
     update: UpdateFactory = ProjectedSGD
     lr_rule: StepRule = "fixed"
     lr_factors: dict[UnitKind, float] | None = None
@@ -52,7 +50,7 @@ class Learning:
         policy = copy.deepcopy(self.policy)
         layer = [(0, kind, 2, 1, 0) for kind in workload.unit_kinds]
         policy.prepare(MaskSpace.build(layer, total_parameters=4), self.lr_factors or {})
-        estimator = policy.own_estimator() or self.estimator
+        estimator = policy.estimator_or_default(self.estimator)
         self.judging(workload).check(estimator, workload.batch_size)
 
     def judging(self, workload: Workload) -> MaskJudging:

@@ -53,7 +53,8 @@ class PruningStep:
         self._device = batch_BT.device
         self.policy = learning.policy
         self.policy.prepare(space, learning.lr_factors or {})
-        self._estimator = self.policy.own_estimator() or learning.estimator
+        self._estimator = self.policy.estimator_or_default(learning.estimator)
+        self.policy.connect(self._estimator)
         self._judging = learning.judging(workload)
         self._judging.check(self._estimator, len(batch_BT))
         self.policy.to(self._device)

@@ -36,9 +36,6 @@ DECISIVE = {
 }
 """What the report calls them, in the order of the method."""
 
-POLICIES_WITH_OWN_ESTIMATOR = ("PGPEPolicy",)
-"""Of runs with one of these, the option `model.estimator` decides nothing."""
-
 DECIDING_GROUPS = ("seed_everything", "model", "data", "trainer.max_steps", "trainer.devices")
 """What a result depends on; the other options say where it is written and what is shown."""
 
@@ -46,10 +43,7 @@ DECIDING_GROUPS = ("seed_everything", "model", "data", "trainer.max_steps", "tra
 def decisive_options(record: RunRecord) -> list[tuple[str, str]]:
     """Name and value of the options that decide, without those left empty."""
     chosen = []
-    policy = str(at(record.config, "model", "policy", "class_path")).rpartition(".")[2]
     for name, option in DECISIVE.items():
-        if name == "estimator" and policy in POLICIES_WITH_OWN_ESTIMATOR:
-            continue
         value = at(record.config, *option.split("."))
         if value not in (None, [], {}):
             chosen.append((name, value_text(value)))

@@ -22,7 +22,6 @@ from pgprune_lightning.policy import (
     FreeProbabilities,
     GradientEstimator,
     MaskPolicy,
-    MovingAverageBaseline,
     PolicyUpdate,
     ProjectedSGD,
     StepRule,
@@ -104,7 +103,8 @@ class PolicyGradientPruning(PolicyModule):
             moves of them drawn instead of units (`PGPEPolicy`), every sample a whole mask.
         update: How a gradient becomes a step: `ProjectedSGD` (the paper's, with optional
             momentum), `Adam` or `NaturalGradient`. Every step ends on the budget.
-        estimator: How losses become a gradient, with its baseline. `PGPEPolicy` brings its own.
+        estimator: How losses become a gradient, with its baseline. None: that of the policy, `PGPE`
+            for `PGPEPolicy`, `MovingAverageBaseline` for all others.
         probability_bounds: Least and greatest keep-probability of a unit; 0 and 1 in the paper,
             where a unit that reaches either is never reconsidered.
         fill_budget: Hold the expected kept cost at the budget instead of at most there.
@@ -147,7 +147,7 @@ class PolicyGradientPruning(PolicyModule):
         loss: Judge = "cross_entropy",
         policy: MaskPolicy = lazy_instance(FreeProbabilities),
         update: UpdateFactory = ProjectedSGD,
-        estimator: GradientEstimator = lazy_instance(MovingAverageBaseline, window=5),
+        estimator: GradientEstimator | None = None,
         probability_bounds: tuple[float, float] = (0.0, 1.0),
         fill_budget: bool = False,
         progressive: Progressive | None = None,
@@ -183,7 +183,7 @@ class PolicyGradientPruning(PolicyModule):
         # Copies: the defaults are one object each, whose state must not pass to the next module.
         self.policy = copy.deepcopy(policy)
         self.make_update = update
-        self.estimator = copy.deepcopy(estimator)
+        self.estimator = self.policy.estimator_or_default(copy.deepcopy(estimator))
         self.judging.check(self.estimator)
         self.probability_bounds = probability_bounds
         self.fill_budget = fill_budget
@@ -217,10 +217,7 @@ class PolicyGradientPruning(PolicyModule):
             multiples=self.multiples,
         )
         self.policy.prepare(self.space, self.lr_factors)
-        own_estimator = self.policy.own_estimator()
-        if own_estimator is not None:
-            self.estimator = own_estimator
-            self.judging.check(self.estimator)
+        self.policy.connect(self.estimator)
         self.starting_point = StartingPoint(
             self.initialization,
             self.space,

@@ -192,8 +192,14 @@ def exact_gradient() -> Tensor:
     return gradient_U
 
 
+def exploring() -> PGPE:
+    estimator = PGPE()
+    estimator.explore(len(MEANS), masks_of)
+    return estimator
+
+
 def estimate(move_U: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    estimator = PGPE(len(MEANS), masks_of)
+    estimator = exploring()
     monkeypatch.setattr(torch, "randn", lambda *_, **__: move_U[None])
     masks_SU = estimator.draw(torch.zeros(len(MEANS)), 2, torch.Generator())
     losses_S = torch.stack([loss_of(mask_U) for mask_U in masks_SU])
@@ -211,7 +217,7 @@ def test_the_expectation_is_the_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_several_pairs_are_averaged() -> None:
-    estimator = PGPE(3, masks_of)
+    estimator = exploring()
     masks_SU = estimator.draw(torch.zeros(3), 4, torch.Generator().manual_seed(0))
     (first_U, second_U) = torch.randn(
         2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
@@ -227,4 +233,4 @@ def test_several_pairs_are_averaged() -> None:
 @pytest.mark.parametrize("masks", [0, 1, 3])
 def test_an_odd_number_of_masks_is_refused(masks: int) -> None:
     with pytest.raises(UserError, match="even number"):
-        PGPE(3, masks_of).check_mask_samples(masks)
+        PGPE().check_mask_samples(masks)

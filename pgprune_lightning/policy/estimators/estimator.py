@@ -8,7 +8,7 @@ a text.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,8 @@ class GradientEstimator(nn.Module, ABC):
         step's own losses.
     """
 
+    needs_its_policy: ClassVar[bool] = False
+    """Whether it suits only the policy whose `own_estimator` it is."""
     baseline: Tensor
     """What the next losses are compared with, a float64 scalar in nats per token."""
     used_baseline: Tensor

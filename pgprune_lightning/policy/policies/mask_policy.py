@@ -5,12 +5,14 @@ Shapes: U units, F features.
 
 # No `from __future__ import annotations`: the command line reads these types.
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.budget import FeasibleSet
-from pgprune_lightning.policy.estimators import GradientEstimator
+from pgprune_lightning.policy.estimators import GradientEstimator, MovingAverageBaseline
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 
 
@@ -22,6 +24,8 @@ class MaskPolicy(nn.Module, ABC):
     """
 
     keep_probabilities: Tensor
+    own_estimator: ClassVar[type[GradientEstimator] | None] = None
+    """The one estimator that suits the policy; None: any that is not another policy's own."""
     lr_factors_U: Tensor
     """Factor on the step of each unit; no part of the state."""
     feature_names: tuple[str, ...] = ()
@@ -39,12 +43,43 @@ class MaskPolicy(nn.Module, ABC):
             factors_U[space.units_of(kind)] = factor
         self.register_buffer("lr_factors_U", factors_U, persistent=False)
 
-    def own_estimator(self) -> GradientEstimator | None:
-        """What draws masks and estimates gradients in place of the configured estimator, if any.
+    @classmethod
+    def default_estimator(cls) -> type[GradientEstimator]:
+        """The class of the estimator where none is given."""
+        return cls.own_estimator or MovingAverageBaseline
 
-        Known after `prepare`. The gradient goes to `assign_gradient` as it is.
+    def estimator_or_default(self, given: GradientEstimator | None) -> GradientEstimator:
+        """The estimator of a run.
+
+        Args:
+            given: What the user asks for; None: the default.
+
+        Raises:
+            UserError: It does not suit the policy.
         """
-        return None
+        estimator = self.default_estimator()() if given is None else given
+        policy = type(self).__name__
+        if self.own_estimator is not None and not isinstance(estimator, self.own_estimator):
+            raise UserError(
+                f"model.estimator: {policy} has its own, {self.own_estimator.__name__}, given "
+                f"{type(estimator).__name__}. Leave model.estimator out, or set it to null."
+            )
+        for part in estimator.modules() if self.own_estimator is None else ():
+            if isinstance(part, GradientEstimator) and part.needs_its_policy:
+                raise UserError(
+                    f"model.estimator: {type(part).__name__} does not suit {policy}. Choose "
+                    f"another, or set it to null for {self.default_estimator().__name__}."
+                )
+        return estimator
+
+    def connect(self, estimator: GradientEstimator) -> None:
+        """Tell the estimator what it needs of the policy, after `prepare`.
+
+        Args:
+            estimator: What `estimator_or_default` has returned. The gradient of a policy's own
+                goes to `assign_gradient` as it is.
+        """
+        del estimator
 
     def check_length(self, max_steps: int) -> None:
         """Learn how many steps a run has, -1 for no end, and refuse a length that makes no sense.

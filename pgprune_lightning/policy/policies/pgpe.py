@@ -25,6 +25,67 @@ _PROBIT_SLOPE = math.sqrt(8 / math.pi)
 """A logistic curve of this slope is close to the distribution function of a Gaussian."""
 
 
+class PGPE(PairedEstimator):
+    """The gradient of the expected loss by the means of Gaussian moves.
+
+    A pair of samples moves by e and by -e, and half the difference of its losses times e is the
+    estimate: what both masks and their text share cancels, and no baseline is needed. Only
+    `PGPEPolicy` has such moves, and no other estimator suits it.
+
+    Source: Sehnke et al. 2010, "Parameter-exploring policy gradients", symmetric sampling.
+    Differs: The gradient is by means counted in standard deviations, in nats per token.
+    """
+
+    drawn_by = "PGPEPolicy"
+    needs_its_policy = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_moves = 0
+        self._masks_of: Callable[[Tensor], Tensor] | None = None
+        self._moves_NP: Tensor | None = None
+
+    def explore(self, num_moves: int, masks_of: Callable[[Tensor], Tensor]) -> None:
+        """Say what is explored, before the first draw.
+
+        Args:
+            num_moves: How many numbers are explored (P).
+            masks_of: Makes the masks, (S, U) bool, of moves around the present means, (S, P)
+                float64, in standard deviations.
+        """
+        self.num_moves = num_moves
+        self._masks_of = masks_of
+
+    def draw(
+        self, keep_probabilities_U: Tensor, num_masks: int, generator: torch.Generator
+    ) -> Tensor:
+        """Draw pairs of opposite moves and make their masks. See `GradientEstimator.draw`.
+
+        The moves are remembered until `estimate` is called.
+        """
+        assert num_masks % 2 == 0, num_masks
+        assert self._masks_of is not None, "explore has not been called"
+        moves_NP = torch.randn(
+            (num_masks // 2, self.num_moves),
+            generator=generator,
+            dtype=torch.float64,
+            device=keep_probabilities_U.device,
+        )
+        self._moves_NP = moves_NP
+        return self._masks_of(torch.stack([moves_NP, -moves_NP], dim=1).flatten(0, 1))
+
+    def estimate(self, samples: MaskSamples) -> Tensor:
+        """Estimate the gradient by the means, (P,) float64. See `GradientEstimator.estimate`."""
+        moves_NP, losses_S = self._moves_NP, samples.losses_S.detach().double()
+        assert moves_NP is not None, "draw has not been called"
+        assert len(losses_S) == 2 * len(moves_NP), (losses_S.shape, moves_NP.shape)
+        self._moves_NP = None
+        self.baseline.copy_(samples.losses_R.mean())
+        self.used_baseline.copy_(losses_S.mean())
+        halves_N = (losses_S[0::2] - losses_S[1::2]) / 2
+        return halves_N @ moves_NP / len(halves_N)
+
+
 class PGPEPolicy(MaskPolicy):
     """Gaussian moves of few numbers for each layer and kind; a sample is a whole mask.
 
@@ -34,8 +95,8 @@ class PGPEPolicy(MaskPolicy):
     So every mask that is judged is one that the run could return. Masks of units drawn one by one
     are not: they differ most by whether a unit that nothing can replace was dropped by chance.
 
-    It brings its own estimator, `PGPE`; `model.estimator` is not used. `lr` is in
-    widths of the Gaussian for each nat of half the difference of a pair's losses.
+    Its estimator is `PGPE`, and no other. `lr` is in widths of the Gaussian for each nat of half
+    the difference of a pair's losses.
 
     Args:
         features: Metrics beside the initial one that get slopes of their own, such as
@@ -54,6 +115,7 @@ class PGPEPolicy(MaskPolicy):
         often a sample keeps each unit.
     """
 
+    own_estimator = PGPE
     initial_logits_U: Tensor
     widths_RU: Tensor
     """How far one width of its moves moves a unit, in logits; 0 where it has no such move. In the
@@ -115,9 +177,10 @@ class PGPEPolicy(MaskPolicy):
         self.register_buffer("lr_factors_P", lr_factors_P, persistent=False)
         self.means = nn.Parameter(torch.zeros(num_moves, dtype=torch.float64))
 
-    def own_estimator(self) -> GradientEstimator:
-        """Pairs of opposite moves. See `MaskPolicy.own_estimator`."""
-        return PGPE(len(self.means), self.explored_masks)
+    def connect(self, estimator: GradientEstimator) -> None:
+        """Let pairs of opposite moves be drawn. See `MaskPolicy.connect`."""
+        assert isinstance(estimator, PGPE), estimator
+        estimator.explore(len(self.means), self.explored_masks)
 
     def _own_units(self, space: MaskSpace) -> Tensor:
         kinds = self.own_kinds
@@ -209,56 +272,3 @@ class PGPEPolicy(MaskPolicy):
     def ranking(self) -> Tensor:
         """The logits of the means, (U,) float64."""
         return self._logits(self.means.detach())
-
-
-class PGPE(PairedEstimator):
-    """The gradient of the expected loss by the means of Gaussian moves.
-
-    A pair of samples moves by e and by -e, and half the difference of its losses times e is the
-    estimate: what both masks and their text share cancels, and no baseline is needed. It is not
-    chosen in a configuration: `PGPEPolicy` brings it.
-
-    Args:
-        num_moves: How many numbers are explored (P).
-        masks_of: Makes the masks, (S, U) bool, of moves around the present means, (S, P) float64,
-            in standard deviations.
-
-    Source: Sehnke et al. 2010, "Parameter-exploring policy gradients", symmetric sampling.
-    Differs: The gradient is by means counted in standard deviations, in nats per token.
-    """
-
-    drawn_by = "PGPEPolicy"
-
-    def __init__(self, num_moves: int, masks_of: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.num_moves = num_moves
-        self._masks_of = masks_of
-        self._moves_NP: Tensor | None = None
-
-    def draw(
-        self, keep_probabilities_U: Tensor, num_masks: int, generator: torch.Generator
-    ) -> Tensor:
-        """Draw pairs of opposite moves and make their masks. See `GradientEstimator.draw`.
-
-        The moves are remembered until `estimate` is called.
-        """
-        assert num_masks % 2 == 0, num_masks
-        moves_NP = torch.randn(
-            (num_masks // 2, self.num_moves),
-            generator=generator,
-            dtype=torch.float64,
-            device=keep_probabilities_U.device,
-        )
-        self._moves_NP = moves_NP
-        return self._masks_of(torch.stack([moves_NP, -moves_NP], dim=1).flatten(0, 1))
-
-    def estimate(self, samples: MaskSamples) -> Tensor:
-        """Estimate the gradient by the means, (P,) float64. See `GradientEstimator.estimate`."""
-        moves_NP, losses_S = self._moves_NP, samples.losses_S.detach().double()
-        assert moves_NP is not None, "draw has not been called"
-        assert len(losses_S) == 2 * len(moves_NP), (losses_S.shape, moves_NP.shape)
-        self._moves_NP = None
-        self.baseline.copy_(samples.losses_R.mean())
-        self.used_baseline.copy_(losses_S.mean())
-        halves_N = (losses_S[0::2] - losses_S[1::2]) / 2
-        return halves_N @ moves_NP / len(halves_N)
