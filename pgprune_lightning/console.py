@@ -1,18 +1,22 @@
 """How the program speaks: one line an error, one line a warning, and no advice that is not ours."""
 
+import argparse
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pgprune_lightning.class_paths import restrict_class_paths
 from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
 from pgprune_lightning.masking.frozen_model import quiet_transformers
+from pgprune_lightning.option_messages import INNER, about_group, explain
 
 ADVICE_THAT_DOES_NOT_HOLD = (
     ".*does not have many workers.*",
@@ -34,12 +38,30 @@ class OneLineErrorParser(LightningArgumentParser):
     complete: Callable[[Namespace], None] | None = None
     """Fills in what a configuration leaves open, before it is written out."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        restrict_class_paths()
+        super().__init__(*arguments, **{"allow_abbrev": False} | options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error and end with status 2."""
+        """Say what is wrong; of an option of a class, inside the error that names the class."""
         parser = getattr(ex, "subcommand_parser", None) or self
-        program = parser.prog.replace(" [options]", "")
-        print_error(f"{plain_message(message)} (all options: {program} --help)")
-        sys.exit(EXIT_USER_ERROR)
+        text = explain(parser, message)
+        if not self.exit_on_error:
+            raise argparse.ArgumentError(None, f"{INNER}{text}{INNER}")
+        raise parser.refusal(text)
+
+    def refusal(self, text: str) -> Exception | SystemExit:
+        """What ends the program with status 2, once the error is printed."""
+        commands = self._subcommands_action.choices if self._subcommands_action else ()
+        program = " ".join([self.prog, *[word for word in self.args[:1] if word in commands]])
+        program = program.replace(" [options]", "")
+        print_error(f"{text} (all options: {program} --help)")
+        return SystemExit(EXIT_USER_ERROR)
+
+    def format_help(self, *arguments: Any) -> str:
+        """Name classes as a config does."""
+        text: str = super().format_help(*arguments)
+        return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text)
 
     def dump(self, namespace: Namespace, *arguments: Any, **options: Any) -> str:
         """Write a configuration out, with what it leaves open filled in."""
@@ -60,6 +82,13 @@ class OneLineErrorParser(LightningArgumentParser):
             raise refusal from refusal.__cause__
         return made
 
+    def parse_string(self, content: str, *arguments: Any, **options: Any) -> Namespace:
+        """Parse a configuration, in which a group is no number: it would be passed over."""
+        for key, value in _groups_of(content, self.groups or {}):
+            if key and isinstance(value, (bool, int, float, list)):
+                raise self.refusal(about_group(self, key, value))
+        return super().parse_string(content, *arguments, **options)
+
 
 def _refusal_in(error: BaseException | None) -> UserError | None:
     """What the user has to change, if that is the cause of an error."""
@@ -68,10 +97,19 @@ def _refusal_in(error: BaseException | None) -> UserError | None:
     return error
 
 
-def plain_message(message: str) -> str:
-    """Free the parser's message of its words for keys and classes."""
-    text = re.sub(r'Parser key "([\w.]+)"', r"\1", message)
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+def _groups_of(content: str, groups: Container[str]) -> Iterator[tuple[str, Any]]:
+    """What a configuration gives for groups of options, by their dotted keys."""
+    try:
+        config = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return  # the parser will say it
+    waiting = [("", config)]
+    while waiting:
+        prefix, value = waiting.pop()
+        inner = value.items() if isinstance(value, dict) else ()
+        named = [(f"{prefix}.{key}".lstrip("."), item) for key, item in inner]
+        waiting += [(key, item) for key, item in named if key in groups]
+        yield prefix, value
 
 
 def print_error(message: str) -> None:
@@ -84,6 +122,7 @@ def quiet_libraries() -> None:
     quiet_transformers()
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what it has measured
     warnings.formatwarning = _format_warning
     for message in ADVICE_THAT_DOES_NOT_HOLD:
         warnings.filterwarnings("ignore", message=message)

@@ -1,8 +1,9 @@
 """What the program tells a person who can act on it: errors, and warnings."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cache
 
 EXIT_USER_ERROR = 2
@@ -37,3 +38,10 @@ def about(subject: str) -> Iterator[None]:
 def warn_once(message: str) -> None:
     """Warn of something, once in a process however often it is met."""
     warnings.warn(message, stacklevel=2)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The name that is closest to a mistyped one, as a sentence; empty if none is close."""
+    by_spelling = {name.replace("_", "-").lower(): name for name in names}
+    close = get_close_matches(word.replace("_", "-").lower(), by_spelling, n=1)
+    return f" Did you mean {by_spelling[close[0]]}?" if close else ""

@@ -63,15 +63,21 @@ def wrong(tmp_path: Path, tiny_model_folder: Path) -> Path:
 
 
 BEFORE_ANYTHING_IS_READ = {
-    "unknown option": (["--model.keep_ration=0.5"], "unrecognized", "--model.keep_ration"),
-    "unknown key": (["--config={}/unknown.yaml"], "does not accept option 'model.keep_ration'"),
+    "unknown option": (
+        ["--model.keep_ration=0.5"],
+        "there is no option --model.keep_ration. Did you mean --model.keep_ratio?",
+    ),
+    "unknown key": (
+        ["--config={}/unknown.yaml"],
+        "there is no option model.keep_ration. Did you mean model.keep_ratio?",
+    ),
     "no config": (["--config={}/none.yaml"], "does not exist", "none.yaml"),
     "malformed config": (["--config={}/malformed.yaml"], "config", "line 3"),
     "unknown choice": (["--model.budget=per_head"], "model.budget", "per_kind", "per_head"),
     "keep ratio 0": (["--model.keep_ratio=0"], "keep_ratio", "(0, 1]", "given 0.0"),
     "keep ratio 1.5": (["--model.keep_ratio=1.5"], "keep_ratio", "(0, 1]", "given 1.5"),
     "keep ratio -1": (["--model.keep_ratio=-1"], "keep_ratio", "(0, 1]", "given -1.0"),
-    "keep ratio abc": (["--model.keep_ratio=abc"], "model.keep_ratio: Expected a float", "abc"),
+    "keep ratio abc": (["--model.keep_ratio=abc"], "model.keep_ratio: must be a number", "abc"),
     "lr 0": (["--model.lr=0"], "lr: must be above 0"),
     "no mask": (["--model.num_mask_samples=0"], "num_mask_samples: must be at least 1"),
     "slope 0": (["--model.initialization.slope=0"], "initialization.slope: must be above 0"),

@@ -21,7 +21,7 @@ def export_parser() -> OneLineErrorParser:
     add = parser.add_argument
     add("--plan", type=str, required=True, help="Folder of a run, or of one of its plans.")
     purposes = "; ".join(f"{name}: {FORMATS[name].purpose}" for name in FORMATS)
-    add("--format", type=str, choices=tuple(FORMATS), required=True, help=f"{purposes}.")
+    add("--format", type=Literal[tuple(FORMATS)], required=True, help=f"{purposes}.")
     add("--output", type=str, required=True, help="Folder of the result, made as a whole.")
     add(
         "--existing",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar, NoReturn
 
-from pgprune_lightning.console import OneLineErrorParser, plain_message
+from pgprune_lightning.console import OneLineErrorParser
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.pruning_cli import PruningCLI, run_command
 
@@ -13,9 +12,9 @@ from pgprune_lightning.pruning_cli import PruningCLI, run_command
 class RaisingParser(OneLineErrorParser):
     """Raises what it would print."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the error as one of the user's."""
-        raise UserError(re.sub(r"^config: ", "", plain_message(message))) from ex
+    def refusal(self, text: str) -> UserError:
+        """The error as one of the user's."""
+        return UserError(text.removeprefix("config: "))
 
 
 class RepeatedCLI(PruningCLI):
