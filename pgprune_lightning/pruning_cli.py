@@ -34,27 +34,12 @@ from pgprune_lightning.training.run_folder import (
     check_run_folder,
     claim_run_folder,
 )
-
-TRAINER_DEFAULTS = {
-    "max_epochs": -1,
-    "max_steps": 1000,
-    "check_val_every_n_epoch": None,
-    "val_check_interval": 100,
-    "num_sanity_val_steps": -1,
-    "log_every_n_steps": 10,
-    "devices": 1,
-    "precision": "32-true",
-    "use_distributed_sampler": False,
-    "inference_mode": False,
-    "logger": False,
-    "enable_model_summary": False,
-}
-"""What a run of policy-gradient pruning needs of the Trainer; each can be overridden.
-
-Validation counts steps and not epochs; the sanity check over the whole validation text measures
-the untrained mask; the precision is the policy's, the frozen model has its own (`model.dtype`).
-Every pass is under `no_grad`; inference mode, no faster here, does not go with a shared model.
-"""
+from pgprune_lightning.training.trainer_options import (
+    TRAINER_DEFAULTS,
+    check_fixed,
+    check_length,
+    check_trainer,
+)
 
 
 class PruningCLI(LightningCLI):
@@ -137,6 +122,9 @@ class PruningCLI(LightningCLI):
                 "--resume auto from the newest of its folder."
             )
         self.check(config)
+        check_fixed(config.trainer)
+        if self.config.subcommand == "fit" and not config.trainer.fast_dev_run:
+            check_length(config.trainer)
         fill_in_estimator(config)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.base_model
@@ -191,15 +179,23 @@ class PruningCLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the Trainer; what it refuses, the user has asked of it."""
         config = self.config_init[self.config.subcommand].trainer
-        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins]
-        own: list[Any] = [CrashSafeCheckpointIO()]
-        if SLURMEnvironment.detect():
-            own.append(SLURMEnvironment(auto_requeue=False))  # its handlers wait for other ranks
+        options |= {
+            "plugins": _plugins(config.plugins),
+            "enable_progress_bar": True,  # without one, a Trainer refuses ours
+            "min_epochs": 0,
+        }
         try:
-            given = [plugin for plugin in plugins if plugin is not None]
-            return super().instantiate_trainer(**options, plugins=[*given, *own])
-        except (ImportError, ValueError, MisconfigurationException) as error:
+            trainer = super().instantiate_trainer(**options)
+        except UserError:
+            raise
+        except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+        check_trainer(trainer, has_max_time=config.max_time is not None)
+        if config.enable_progress_bar is False:
+            trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
+        if config.fast_dev_run:
+            _leave_files_alone(trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Take the run folder, and log into it."""
@@ -231,6 +227,22 @@ class PruningCLI(LightningCLI):
 
     def _resumes(self) -> bool:
         return bool(self.config.fit.resume != "never")
+
+
+def _plugins(given: Any) -> list[Any]:
+    """What the user asks for, and what every run needs."""
+    own: list[Any] = [CrashSafeCheckpointIO()]
+    if SLURMEnvironment.detect():
+        own.append(SLURMEnvironment(auto_requeue=False))  # its handlers wait for other ranks
+    others = given if isinstance(given, list) else [given]
+    return [*(plugin for plugin in others if plugin is not None), *own]
+
+
+def _leave_files_alone(trainer: Trainer) -> None:
+    """A trial of some steps writes nothing: its folder may hold a run."""
+    writing = (callbacks.MaskCheckpoint, callbacks.OutcomeReport, callbacks.RunCheckpoint)
+    kept = [each for each in trainer.callbacks if not isinstance(each, writing)]  # type: ignore[attr-defined]
+    trainer.callbacks = kept  # type: ignore[attr-defined]
 
 
 def run_command(

@@ -70,7 +70,7 @@ class TinyRun:
         """A Trainer with the program's defaults, 4 steps, on the CPU."""
         from lightning.pytorch import Trainer
 
-        from pgprune_lightning.pruning_cli import TRAINER_DEFAULTS
+        from pgprune_lightning.training.trainer_options import TRAINER_DEFAULTS
 
         defaults = {
             "max_steps": 4,

@@ -44,6 +44,7 @@ from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer, check
 from pgprune_lightning.training.mask_losses import Judge
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
+from pgprune_lightning.training.trainer_options import check_fixed
 
 
 class PolicyGradientPruning(PolicyModule):
@@ -266,7 +267,7 @@ class PolicyGradientPruning(PolicyModule):
 
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or a wrong text, while that is cheap."""
-        check_inference_mode(self.trainer, self.shard)
+        self._check_trainer()
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if self.trainer.state.fn == "fit":
             self.budgets.check_length(self.trainer.max_steps)
@@ -282,6 +283,18 @@ class PolicyGradientPruning(PolicyModule):
         else:
             self.starting_point.check_text(self.trainer)
 
+    def _check_trainer(self) -> None:
+        check_inference_mode(self.trainer, self.shard)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            names = ("max_epochs", "min_epochs", "check_val_every_n_epoch")
+            check_fixed({name: getattr(self.trainer, name) for name in names})
+        steps = self.trainer.max_steps
+        if self.trainer.state.fn == "fit" and self.lr_schedule == "cosine" and steps < 1:
+            raise UserError(
+                f"lr_schedule: cosine ends at trainer.max_steps, which is {steps}; give the number "
+                "of steps, or use constant."
+            )
+
     # The update.
 
     def configure_optimizers(self) -> tuple[list[PolicyUpdate], list[CosineAnnealingLR]]:
@@ -289,10 +302,7 @@ class PolicyGradientPruning(PolicyModule):
         optimizer = self._new_update()
         if self.lr_schedule == "constant":
             return [optimizer], []
-        steps = self.trainer.max_steps
-        if steps < 1:
-            raise UserError("lr_schedule: cosine ends at trainer.max_steps, which is not set.")
-        return [optimizer], [CosineAnnealingLR(optimizer, T_max=steps)]
+        return [optimizer], [CosineAnnealingLR(optimizer, T_max=self.trainer.max_steps)]
 
     def _new_update(self) -> PolicyUpdate:
         return self.make_update(self.policy, self.lr, self._project, self.lr_rule)
