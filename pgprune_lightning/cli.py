@@ -8,13 +8,12 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from types import ModuleType
 
 from pgprune_lightning import __version__
 from pgprune_lightning.checkout import research_module
 from pgprune_lightning.credentials import refuse_secrets_in_arguments
-from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
+from pgprune_lightning.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from pgprune_lightning.stop_signals import EXIT_INTERRUPTED
 
 TRAINER_COMMANDS = {
@@ -149,8 +148,7 @@ def _unknown(command: str) -> str:
     names = list(COMMANDS)
     if not command:
         return f"no command is given. Give one of {', '.join(names)} (pgprune --help)."
-    close = get_close_matches(command, names, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(command, names)
     return f"there is no command {command}.{hint} Commands: {', '.join(names)} (pgprune --help)."
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, did_you_mean
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {
@@ -82,8 +82,8 @@ def shape_config(name: str) -> PreTrainedConfig:
     """
     if name not in SHAPES:
         raise UserError(
-            f"--shape: {name!r} is not one of {', '.join(SHAPES)}. For any other model give "
-            "--model FOLDER_OR_ID."
+            f"--shape: {name!r} is not one of {', '.join(SHAPES)}.{did_you_mean(name, SHAPES)} "
+            "For any other model give --model FOLDER_OR_ID."
         )
     tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     sizes = {"tie_word_embeddings": False, "rms_norm_eps": 1e-5} | SHAPES[name]

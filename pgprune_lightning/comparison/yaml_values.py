@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pgprune_lightning.errors import UserError
+from pgprune_lightning.errors import UserError, did_you_mean
 
 
 def mapping(value: Any, where: str, allowed: Sequence[str] | None = None) -> dict[Any, Any]:
@@ -20,8 +20,10 @@ def mapping(value: Any, where: str, allowed: Sequence[str] | None = None) -> dic
         raise UserError(f"{where}: must be a mapping of names to values, given {value!r}.")
     unknown = [str(key) for key in value if allowed is not None and key not in allowed]
     if unknown:
+        names = allowed or ()
         raise UserError(
-            f"{where}: unknown key {', '.join(unknown)}; allowed are {', '.join(allowed or ())}."
+            f"{where}: unknown key {', '.join(unknown)}; allowed are {', '.join(names)}."
+            f"{did_you_mean(unknown[0], names)}"
         )
     return value
 
@@ -29,7 +31,8 @@ def mapping(value: Any, where: str, allowed: Sequence[str] | None = None) -> dic
 def choice(value: Any, allowed: Sequence[str], where: str) -> Any:
     """One of the values allowed."""
     if value not in allowed:
-        raise UserError(f"{where}: must be one of {', '.join(allowed)}; given {value!r}.")
+        hint = did_you_mean(str(value), allowed)
+        raise UserError(f"{where}: must be one of {', '.join(allowed)}; given {value!r}.{hint}")
     return value
 
 

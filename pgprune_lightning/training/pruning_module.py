@@ -285,11 +285,13 @@ class PolicyGradientPruning(PolicyModule):
 
     def _check_trainer(self) -> None:
         check_inference_mode(self.trainer, self.shard)
+        if self.trainer.state.fn != "fit":
+            return
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             names = ("max_epochs", "min_epochs", "check_val_every_n_epoch")
             check_fixed({name: getattr(self.trainer, name) for name in names})
         steps = self.trainer.max_steps
-        if self.trainer.state.fn == "fit" and self.lr_schedule == "cosine" and steps < 1:
+        if self.lr_schedule == "cosine" and steps < 1:
             raise UserError(
                 f"lr_schedule: cosine ends at trainer.max_steps, which is {steps}; give the number "
                 "of steps, or use constant."
