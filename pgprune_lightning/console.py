@@ -18,6 +18,9 @@ from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
 from pgprune_lightning.masking.frozen_model import quiet_transformers
 from pgprune_lightning.option_messages import INNER, about_group, explain
 
+LONGEST_ERROR = 2000
+"""Characters of an error that are printed."""
+
 ADVICE_THAT_DOES_NOT_HOLD = (
     ".*does not have many workers.*",
     ".*`IterableDataset` has `__len__` defined.*",
@@ -114,7 +117,11 @@ def _groups_of(content: str, groups: Container[str]) -> Iterator[tuple[str, Any]
 
 def print_error(message: str) -> None:
     """Print an error as one line."""
-    print(f"error: {without_secrets(' '.join(message.split()))}", file=sys.stderr)
+    text = without_secrets(" ".join(message.split()))
+    if len(text) > LONGEST_ERROR:  # such as a whole text that was given in place of a list
+        half = LONGEST_ERROR // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    print(f"error: {text}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

@@ -27,6 +27,7 @@ def make_wrong_files(folder: Path) -> None:
     (folder / "text.pdf").write_text("w1 w2")
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("w1 w2 w3")
+    (folder / "long.txt").write_text("w1 w2 w3 " * 1000)
     (folder / "beyond.txt").write_text("w1 <x4> w2 w3 " * 100)
     (folder / "utf_16.txt").write_bytes("w1 w2 w3".encode("utf-16-le"))
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"w1"]}), folder / "bytes.parquet")
@@ -139,6 +140,7 @@ BEFORE_ANYTHING_IS_READ = {
         "data.test[0]: ",
         "none.txt: no such",
     ),
+    "text in place of a list": (["--data.test={}/long.txt"], "data.test: ", "list", " ... "),
     "no package": (["--data.train.path=package:nowhere/x"], "pip install --no-deps nowhere"),
     "no format": (["--data.train.path={}/text.pdf"], "not a known kind of file", ".jsonl"),
     "impossible budget": (["--model.protected_layers=[0, 1]"], "protected layers hold 66.7%"),
