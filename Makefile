@@ -32,7 +32,7 @@ help:
 	@echo "make test         install with the development tools, then lint and run the tests"
 	@echo "                  (TESTARGS=tests/policy is passed on to pytest)"
 	@echo "make test-all     the same with every case of the large matrices of tests"
-	@echo "make test-faults  kill, stop and mislead some 500 runs, and count what is lost (25 minutes of"
+	@echo "make test-faults  kill, stop and mislead some 750 runs, and count what is lost (25 minutes of"
 	@echo "                  two cores; PGPRUNE_DATA names the tests' data; FAULTARGS=\"--kills 5\" is"
 	@echo "                  passed on)"
 	@echo "make test-slurm   install and start a Slurm of one node (root, apt), preempt a run on it twice"

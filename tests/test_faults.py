@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = {
     **{"kills": 3, "file-kills": 4, "stops": 2, "soak": 200, "metrics": 2},
     **{"command-kills": 0, "pairs": 0, "disks": 0, "bad-input": 0},
+    **{"plan-edits": 0, "lost-ranks": 0},
 }
 
 

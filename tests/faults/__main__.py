@@ -27,8 +27,10 @@ EXPERIMENTS = {
     "file-kills": (100, "runs killed with SIGKILL at what they do to files"),
     "soak": (2000, "steps of a run whose memory and open files must not grow"),
     "pairs": (20, "pairs of processes in one folder at once"),
+    "plan-edits": (1000, "edits of a plan; there are fewer"),
     "bad-input": (1000, "kinds of bad input; there are fewer"),
     "stops": (20, "runs of two processes that are sent SIGTERM"),
+    "lost-ranks": (10, "runs of two processes of which one is killed"),
     "disks": (5, "times that each command meets a full disk"),
     "metrics": (1000, "kinds of damage to the metrics of a stopped run; there are fewer"),
 }
@@ -61,11 +63,12 @@ def _experiments(data: Path, seed: int) -> dict[str, Callable[..., Tally]]:
     from tests.faults.command_kills import kill_commands
     from tests.faults.commands import make_commands
     from tests.faults.damaged_metrics import damage_metrics
+    from tests.faults.edited_plans import edit_plans
     from tests.faults.full_disks import fill_disks
     from tests.faults.kills import kill_at_file_events, kill_runs
     from tests.faults.pairs import overlap
     from tests.faults.soak import soak
-    from tests.faults.stops import stop_runs
+    from tests.faults.stops import lose_ranks, stop_runs
     from tests.faults.warm_runs import make_warm_runs
 
     made = partial(make_warm_runs, data)
@@ -76,8 +79,10 @@ def _experiments(data: Path, seed: int) -> dict[str, Callable[..., Tally]]:
         "file-kills": lambda folder, number: kill_at_file_events(made(folder), number, seed),
         "soak": lambda folder, number: soak(made(folder), number),
         "pairs": lambda folder, number: overlap(commands(folder), number, seed),
+        "plan-edits": lambda folder, number: edit_plans(commands(folder), number),
         "bad-input": lambda folder, number: give_bad_input(make_tiny_runs(folder), number),
         "stops": lambda folder, number: stop_runs(made(folder), number, seed),
+        "lost-ranks": lambda folder, number: lose_ranks(made(folder), number, seed),
         "disks": lambda folder, number: fill_disks(commands(folder), number),
         "metrics": lambda folder, number: damage_metrics(made(folder), number),
     }

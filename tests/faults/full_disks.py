@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.commands import Command, Commands, Left, difference, left_in
+from tests.faults.processes import complaint, last_words
 from tests.faults.tally import Tally
 
 DISK = 32 * 2**20
@@ -62,25 +63,17 @@ def _filled(command: Command, run: str, free: int, whole: Left) -> str:
     filler = command.folder / "filler"
     filler.write_bytes(bytes(max(0, shutil.disk_usage(command.folder).free - free)))
     status = command.run(run)
-    said = log.read_text()
     filler.unlink()
     if status == 0:
         return command.differs(run, whole)
+    if status != 2:
+        return f"ended with status {status}: {last_words(log)}"
     return (
-        _complaint(status, said)
+        complaint(log)
         or command.half_written(run, whole)
         or _left_behind(command, run, before)
         or command.completed(run, whole)
     )
-
-
-def _complaint(status: int, said: str) -> str:
-    """What is wrong with how a command has said that there is no room."""
-    if status != 2:
-        return f"ended with status {status}: {said}"
-    if "Traceback" in said or not said.rstrip().splitlines()[-1].startswith("error: "):
-        return f"ended without a clear line: {said}"
-    return ""
 
 
 def _left_behind(command: Command, run: str, before: Left) -> str:

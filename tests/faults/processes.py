@@ -96,6 +96,13 @@ def refusal(status: int, log: Path, *phrases: str) -> str:
     return ""
 
 
+def complaint(log: Path) -> str:
+    """What is wrong with how a process has said that it could not go on; empty if nothing is."""
+    lines = log.read_text().rstrip().splitlines()
+    is_clear = lines and lines[-1].startswith("error: ") and "Traceback" not in "".join(lines)
+    return "" if is_clear else f"ended without a clear line: {last_words(log)}"
+
+
 def last_words(log: Path) -> str:
     """The end of what a process has printed, in one line."""
     said = log.read_text(errors="replace")[-2000:]
