@@ -17,7 +17,7 @@ from pgprune_lightning.data.token_blocks import TokenBlocks
 from pgprune_lightning.errors import UserError, about
 from pgprune_lightning.export.curve import CurveText, text_source
 from pgprune_lightning.finetuning import LoraOptions, check_finetuning, read_alpaca
-from pgprune_lightning.finetuning.adapter_checkpoints import first_difference
+from pgprune_lightning.finetuning.adapter_checkpoints import AdapterCheckpoints, first_difference
 from pgprune_lightning.finetuning.adapter_training import Example
 from pgprune_lightning.finetuning.exported_folder import (
     RESULT_FILE,
@@ -31,7 +31,13 @@ from pgprune_lightning.finetuning.lora import (
     draw_examples,
     target_modules_of,
 )
-from pgprune_lightning.finetuning.work_folder import check_output, finished_result
+from pgprune_lightning.finetuning.work_folder import (
+    CHECKPOINTS,
+    check_output,
+    finished_result,
+    remove_work_folder,
+    work_folder,
+)
 from pgprune_lightning.masking.frozen_model import model_on_meta
 from pgprune_lightning.masking.positions import check_lengths
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -87,6 +93,9 @@ def build_job(given: Any, command: str) -> Job | None:
     }
     identity = {name: described[name] for name in IDENTITY}
     if given.resume == "auto" and _is_finished(output, identity, given.existing):
+        # A kill after the model was in place has left what it was made from.
+        if not AdapterCheckpoints(work_folder(output) / CHECKPOINTS, identity).are_of_another():
+            remove_work_folder(output)
         return None
     if given.existing == "replace":
         check_no_foreign_files(output, [RESULT_FILE], "finetune")

@@ -68,6 +68,18 @@ class AdapterCheckpoints:
             )
         return None
 
+    def are_of_another(self) -> bool:
+        """Whether the folder holds a checkpoint that is not of this fine-tuning, or cannot tell."""
+        for path in self._newest_first():
+            try:
+                there = read_archive(path)["identity"]
+                same = all(there[name] == value for name, value in self._identity.items())
+            except (UserError, KeyError, TypeError):
+                same = False
+            if not same:
+                return True
+        return False
+
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("step=*.ckpt"), reverse=True)
 

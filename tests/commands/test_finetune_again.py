@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pgprune_lightning.finetuning import adapter_training
+from pgprune_lightning.finetuning import adapter_training, finetuning_run
 from pgprune_lightning.finetuning.adapter_training import AdapterTraining
 from tests.tiny_commands import Outcome, refused
 from tests.tiny_finetuning import metric_rows
@@ -161,3 +161,27 @@ def test_a_checkpoint_of_something_else_is_refused(
     folder.mkdir(parents=True)
     torch.save({"version": 1, "step": 2}, folder / "step=00000002.ckpt")
     refused(finetune(tmp_path / "a", "--resume", "auto"), "is no checkpoint of this version")
+
+
+@pytest.mark.parametrize("left", ["all", "one checkpoint", "no checkpoint", "another's"])
+def test_what_a_kill_at_the_very_end_left_is_removed(
+    left: str, finetune: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is in place by then; what another fine-tuning goes on from stays."""
+    output, work = tmp_path / "tuned", tmp_path / "tuned.unfinished"
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning_run, "remove_work_folder", lambda _: None)
+        assert finetune(output).status == 0
+    if left == "one checkpoint":
+        max((work / "checkpoints").iterdir()).unlink()
+    elif left == "no checkpoint":
+        shutil.rmtree(work / "checkpoints")
+    elif left == "another's":
+        result = json.loads((output / "finetune.json").read_text())
+        result["lora"]["lr"] = 0.5
+        (output / "finetune.json").write_text(json.dumps(result))
+    lr = ("--lr", "0.5") if left == "another's" else ()
+    outcome = finetune(output, *lr, "--resume", "auto")
+    assert outcome.status == 0, outcome.err
+    assert "finished" in outcome.out
+    assert work.exists() == (left == "another's")
