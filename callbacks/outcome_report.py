@@ -61,6 +61,12 @@ class OutcomeReport(Callback):
             length = {"outcome_report: prompt and sample_tokens": len(tokens) + self.sample_tokens}
             check_lengths(pl_module.environment.config, length)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Count what an earlier process has spent on the start of this run."""
+        start = getattr(pl_module, "measured_start", None)
+        if trainer.ckpt_path is None and start is not None:
+            self._earlier_seconds = start.earlier_seconds
+
     def state_dict(self) -> dict[str, Any]:
         """The time that the run has taken up to its checkpoint, in seconds."""
         return {"seconds": self._seconds()}

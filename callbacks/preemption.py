@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from callbacks.run_checkpoint import RunCheckpoint
-from pgprune_lightning.stop_signals import STATUS_OF
+from pgprune_lightning.stop_signals import STATUS_OF, ExplainedExit
 
 
 class Preemption(Checkpoint):
@@ -60,7 +60,7 @@ class Preemption(Checkpoint):
             sys.stderr.write(
                 f"\nStopped after step {trainer.global_step}. Go on with --resume auto.\n"
             )
-        raise SystemExit(status)
+        raise ExplainedExit(status)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """A run that ends early has no step to come either."""

@@ -12,6 +12,7 @@ from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.training.checkpoints import CHECKPOINTS, LAST
 from pgprune_lightning.training.metrics_file import MetricsFile
+from pgprune_lightning.training.run_folder import START_FILE
 
 
 class RunCheckpoint(Checkpoint):
@@ -79,10 +80,12 @@ class RunCheckpoint(Checkpoint):
         self._validated_step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save the start."""
+        """Save the start, which takes the place of its measurement."""
         del pl_module
         if trainer.ckpt_path is None:
             self.save(trainer)
+        if trainer.is_global_zero and (self.folder / LAST).exists():
+            (self.folder.parent / START_FILE).unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Tensor, batch_idx: int

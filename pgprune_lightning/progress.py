@@ -32,17 +32,20 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
     )
 
 
-def work_bar(iterable: Iterable[Any], **options: Any) -> tqdm[Any]:
-    """Make a bar for work before the steps of a run: on the first rank, gone when it is over.
+def work_bar(
+    iterable: Iterable[Any] | None = None, *, delay: float = SECONDS_OF_SHORT_WORK, **options: Any
+) -> tqdm[Any]:
+    """Make a bar for work besides the steps of a run: on the first rank, gone when it is over.
 
     Args:
-        iterable: What to go through.
+        iterable: What to go through, if the bar is to move by itself.
+        delay: Seconds before the bar is shown; 0 for work whose first part may take minutes.
         options: Passed on to tqdm.
     """
     return progress_bar(
         iterable,
         leave=False,
-        delay=SECONDS_OF_SHORT_WORK,
+        delay=delay,
         disable=getattr(rank_zero_only, "rank", 0) != 0,
         **options,
     )

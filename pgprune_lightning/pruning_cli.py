@@ -18,7 +18,7 @@ from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.folder_lock import SECONDS_TO_WAIT, exclusive_output
 from pgprune_lightning.resolved_config import SaveResolvedConfig, fill_in_estimator, plain
-from pgprune_lightning.stop_signals import exit_at_stop_signals
+from pgprune_lightning.stop_signals import exit_at_stop_signals, was_stopped
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoints import (
     CrashSafeCheckpointIO,
@@ -30,9 +30,12 @@ from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_
 from pgprune_lightning.training.other_ranks import decided_by_rank_zero, report_lost_children
 from pgprune_lightning.training.run_folder import (
     NEVER_DELETED,
+    START_FILE,
     ExistingRun,
     check_run_folder,
     claim_run_folder,
+    how_to_go_on,
+    remove_if_empty,
 )
 from pgprune_lightning.training.trainer_options import (
     TRAINER_DEFAULTS,
@@ -203,6 +206,7 @@ class PruningCLI(LightningCLI):
             return
         run_dir = Path(self.config.fit.run_dir)
         decided_by_rank_zero(self.trainer, self._claim_folder)
+        self.model.start_folder = run_dir
         own = build_loggers(run_dir, self.config_init.fit.wandb)
         self.trainer.loggers = [*own, *self.trainer.loggers]
         self.watch = FolderWatch(run_dir, NEVER_DELETED)
@@ -221,6 +225,26 @@ class PruningCLI(LightningCLI):
             claim_run_folder(Path(config.run_dir), config.existing_run, resumes=self._resumes())
             if self.checkpoint is not None:
                 print(f"Going on from {self.checkpoint}", file=sys.stderr, flush=True)
+            if self.checkpoint is None and (Path(config.run_dir) / START_FILE).exists():
+                start = Path(config.run_dir) / START_FILE
+                print(f"Going on from {start}", file=sys.stderr, flush=True)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave no empty folder, and say how to go on, where a signal ends a fit at once."""
+        if not self._writes_run():
+            super()._run_subcommand(subcommand)
+            return
+        run_dir = Path(self.config.fit.run_dir)
+        was_there = run_dir.exists()
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException as end:
+            if self.trainer.is_global_zero:
+                if not was_there:
+                    remove_if_empty(run_dir)
+                if isinstance(end, SystemExit) and was_stopped(end):
+                    sys.stderr.write(f"\nStopped. {how_to_go_on(run_dir)}\n")
+            raise
 
     def _writes_run(self) -> bool:
         return self.config.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run

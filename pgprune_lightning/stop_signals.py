@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -25,12 +26,20 @@ STATUS_OF = {
 }
 
 
+class ExplainedExit(SystemExit):
+    """Ends the program after a signal, where the user has been told how to go on."""
+
+
 @contextmanager
-def exit_at_stop_signals() -> Iterator[None]:
+def exit_at_stop_signals(advice: Callable[[], str] | None = None) -> Iterator[None]:
     """End the program at once with the status of its signal, where there is nothing to save.
 
     The signals that follow are ignored while it ends. Outside of the main thread, where Python
     takes no handlers, nothing is changed.
+
+    Args:
+        advice: What is left and how to go on, written when a signal has ended what is inside;
+            None: that is said elsewhere.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,6 +48,10 @@ def exit_at_stop_signals() -> Iterator[None]:
     try:
         with _ended_where_no_handler_runs():
             yield
+    except SystemExit as end:
+        if advice is not None and was_stopped(end):
+            sys.stderr.write(f"\nStopped. {advice()}\n")
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -86,6 +99,11 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
     del frame
     ignore_stop_signals()
     raise SystemExit(STATUS_OF[signal.Signals(number)])
+
+
+def was_stopped(end: SystemExit) -> bool:
+    """Whether a signal has ended the program, and the user does not know yet how to go on."""
+    return end.code in STATUS_OF.values() and not isinstance(end, ExplainedExit)
 
 
 def ignore_stop_signals() -> None:

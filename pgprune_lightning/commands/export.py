@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     quiet_libraries()
     given = export_parser().parse_args(list(arguments))
     output = Path(given.output).expanduser()
-    with exit_at_stop_signals(), claimed_directory(output, "--output"):
+    explained = exit_at_stop_signals(lambda: "Nothing was written. Start the same command again.")
+    with explained, claimed_directory(output, "--output"):
         request = _request(given, output)
         run_export(request, lambda line: print(line, flush=True))
     print(f"written to {output}")

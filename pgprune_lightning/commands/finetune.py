@@ -16,7 +16,7 @@ from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.finetuning.alpaca import ALPACA
 from pgprune_lightning.finetuning.finetuning_run import run_finetuning
 from pgprune_lightning.finetuning.options import LoraOptions
-from pgprune_lightning.finetuning.work_folder import ExistingOutput, Resume
+from pgprune_lightning.finetuning.work_folder import ExistingOutput, Resume, work_folder
 from pgprune_lightning.folder_lock import SECONDS_TO_WAIT
 from pgprune_lightning.stop_signals import exit_at_stop_signals
 
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     given = finetune_parser().parse_args(list(arguments))
     output = Path(given.output).expanduser()
     wait = SECONDS_TO_WAIT if given.resume == "auto" else 0.0
-    with exit_at_stop_signals(), claimed_directory(output, "--output", wait_seconds=wait):
+    explained = exit_at_stop_signals(lambda: _how_to_go_on(output))
+    with explained, claimed_directory(output, "--output", wait_seconds=wait):
         job = build_job(given, command_line("finetune", arguments))
         if job is None:
             print(f"{given.output} holds this fine-tuning already, finished.")
@@ -54,6 +55,12 @@ def main(arguments: Sequence[str]) -> int:
         result = run_finetuning(job)
     print("\n".join(_report(result, given.output)))
     return 0
+
+
+def _how_to_go_on(output: Path) -> str:
+    if work_folder(output).exists():
+        return "Go on with --resume auto."
+    return "There was nothing to keep yet. Start the same command again."
 
 
 def _header(job: dict[str, Any]) -> list[str]:

@@ -112,6 +112,11 @@ class CellCLI(RepeatedCLI):
         )
         self.making.counter.attach(model)
 
+    def before_fit(self) -> None:
+        """Measure the start anew at each try, since its time and passes are a cell's result."""
+        super().before_fit()
+        self.model.start_folder = None
+
     @property
     def device(self) -> torch.device:
         """Where the model runs."""

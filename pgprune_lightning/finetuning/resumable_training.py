@@ -10,7 +10,7 @@ from typing import Any
 
 from pgprune_lightning.finetuning.adapter_checkpoints import AdapterCheckpoints
 from pgprune_lightning.finetuning.adapter_training import AdapterTraining
-from pgprune_lightning.stop_signals import noted_stop_signals
+from pgprune_lightning.stop_signals import ExplainedExit, noted_stop_signals
 from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.metrics_file import MetricsFile
 
@@ -107,4 +107,4 @@ def train_resumably(
             f"\nStopped after step {training.step} of {training.num_steps}. Go on with --resume "
             "auto.\n"
         )
-        raise SystemExit(stop.status)
+        raise ExplainedExit(stop.status)

@@ -45,7 +45,8 @@ def block_influence_metric(inputs: MetricInputs) -> Tensor:
     similarity_U = torch.zeros(
         inputs.space.num_units, dtype=torch.float64, device=inputs.model.device
     )
-    num_tokens = 0
+    num_tokens = torch.zeros((), dtype=torch.int64)
+    sums = {"similarity_U": similarity_U, "num_tokens": num_tokens}
     with ExitStack() as stack:
         for group in inputs.space.groups:
             assert group.count == 1, group.kind
@@ -53,10 +54,10 @@ def block_influence_metric(inputs: MetricInputs) -> Tensor:
                 layers[group.layer], group.kind, _adder(similarity_U, group.start)
             ):
                 stack.callback(handle.remove)
-        for batch_BT in inputs.batches():
+        for batch_BT in inputs.measured_batches("block_influence", sums):
             backbone_of(inputs.model)(batch_BT, use_cache=False)
             num_tokens += batch_BT.numel()
-    return (1 - similarity_U / num_tokens).cpu()
+    return (1 - similarity_U / int(num_tokens)).cpu()
 
 
 def _adder(similarity_U: Tensor, unit: int) -> Add:

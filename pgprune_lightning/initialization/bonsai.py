@@ -10,8 +10,6 @@ Shapes: U units, P pairs, N units of a kind.
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import torch
 from torch import Tensor
 
@@ -61,7 +59,7 @@ def bonsai_metric(inputs: MetricInputs) -> Tensor:
         five folds; this is the ridge's closed form on differences of the mean token loss, its
         penalty chosen by leaving out one pair at a time.
     """
-    batches = list(inputs.batches())
+    batches = inputs.batches()
     prior_U = _prior(inputs)
     drop_U = drop_probabilities(prior_U, inputs.space)
     generator = torch.Generator().manual_seed(inputs.seed)
@@ -88,14 +86,17 @@ def _measure(
             return float(token_nll(model, batch_BT).mean(dtype=torch.float64))
 
     nothing_U = torch.zeros(inputs.space.num_units, dtype=torch.bool)
-    dense = [loss_without(nothing_U, batch_BT) for batch_BT in batches]
-    losses = [
-        (loss_without(first_U, batch_BT), loss_without(second_U, batch_BT), dense_loss)
-        for (first_U, second_U), (batch_BT, dense_loss) in zip(
-            pairs, cycle(zip(batches, dense, strict=True)), strict=False
-        )
-    ]
-    first_P, second_P, dense_P = torch.tensor(losses, dtype=torch.float64).unbind(1)
+    # Each its own batch: of the dense model all, of the first and second network in turn.
+    number, parts = len(batches), inputs.measurement.parts
+    dense = torch.zeros(number, dtype=torch.float64)
+    for batch in parts("Measuring the dense model", number, {"dense": dense}, unit="batch"):
+        dense[batch] = loss_without(nothing_U, batches[batch])
+    first_P, second_P = torch.zeros(2, len(pairs), dtype=torch.float64)
+    sums = {"first_P": first_P, "second_P": second_P}
+    for pair in parts("Measuring bonsai", len(pairs), sums, unit="pair"):
+        first_P[pair] = loss_without(pairs[pair][0], batches[pair % number])
+        second_P[pair] = loss_without(pairs[pair][1], batches[pair % number])
+    dense_P = dense[torch.arange(len(pairs)) % number]
     return (first_P - second_P) / 2, (first_P + second_P) / 2 - dense_P
 
 

@@ -33,8 +33,6 @@ def fisher_metric(inputs: MetricInputs) -> Tensor:
         factors common to all units, are left out.
     """
     total_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
-    num_sequences = 0
-    for gradients_BU in gate_gradients(inputs):
+    for gradients_BU in gate_gradients(inputs, "fisher", {"total_U": total_U}):
         total_U += gradients_BU.square().sum(0)
-        num_sequences += len(gradients_BU)
-    return total_U / num_sequences
+    return total_U / inputs.num_sequences

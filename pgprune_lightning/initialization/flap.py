@@ -37,7 +37,7 @@ def flap_metric(inputs: MetricInputs) -> Tensor:
         standardises the units, with std over n. Its bias that makes up for what is removed is no
         part of the metric.
     """
-    return sum_over_inputs(inputs, _WeightedVariance)
+    return sum_over_inputs(inputs, "flap", _WeightedVariance)
 
 
 class _WeightedVariance(InputImportance):
@@ -49,20 +49,28 @@ class _WeightedVariance(InputImportance):
             linear.in_features, dtype=torch.float64, device=linear.weight.device
         )
         self.deviations_I = torch.zeros_like(self.mean_I)
-        self.num_tokens = 0
+        self.num_tokens = torch.zeros((), dtype=torch.int64)
+
+    def sums(self) -> dict[str, Tensor]:
+        return {
+            "mean_I": self.mean_I,
+            "deviations_I": self.deviations_I,
+            "num_tokens": self.num_tokens,
+        }
 
     def add(self, inputs_BTI: Tensor) -> None:
         inputs_NI = inputs_BTI.flatten(0, -2).float()
         variance_I, mean_I = torch.var_mean(inputs_NI, dim=0, correction=0)
-        added, total = len(inputs_NI), self.num_tokens + len(inputs_NI)
+        before, added = int(self.num_tokens), len(inputs_NI)
+        total = before + added
         shift_I = mean_I - self.mean_I
-        between_I = shift_I.square() * (self.num_tokens * added / total)
+        between_I = shift_I.square() * (before * added / total)
         self.deviations_I += added * variance_I + between_I
         self.mean_I += shift_I * (added / total)
-        self.num_tokens = total
+        self.num_tokens.fill_(total)
 
     def importance(self) -> Tensor:
         norm_I = torch.linalg.vector_norm(
             whole_weight(self.linear.weight), dim=0, dtype=torch.float32
         )
-        return norm_I.double().square() * self.deviations_I / (self.num_tokens - 1)
+        return norm_I.double().square() * self.deviations_I / (int(self.num_tokens) - 1)

@@ -8,7 +8,7 @@ Shapes: U units, B sequences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,11 +21,15 @@ TOKENS_AT_ONCE = 256
 be no faster on a GPU with a large model, and a fifth faster on a CPU for three times the memory."""
 
 
-def gate_gradients(inputs: MetricInputs) -> Iterator[Tensor]:
-    """Yield the gate gradients of every calibration sequence, batch by batch.
+def gate_gradients(
+    inputs: MetricInputs, metric: str, sums: Mapping[str, Tensor]
+) -> Iterator[Tensor]:
+    """Yield the gate gradients of the calibration sequences that are not in the sums yet.
 
     Args:
         inputs: Model, mask space and calibration batches.
+        metric: What is measured.
+        sums: What the caller adds to, in place; see `MetricInputs.measured_batches`.
 
     Yields:
         Gradients, (B, U), float64, CPU: of a sequence's mean token loss, in nats per token, with
@@ -35,7 +39,7 @@ def gate_gradients(inputs: MetricInputs) -> Iterator[Tensor]:
         UserError: If there is no calibration batch.
     """
     every_U = torch.ones(inputs.space.num_units, dtype=torch.bool)
-    for batch_BT in inputs.batches():
+    for batch_BT in inputs.measured_batches(metric, sums):
         yield gradients_at(inputs, every_U, batch_BT)
 
 

@@ -37,11 +37,12 @@ def layerwise_ppl_metric(inputs: MetricInputs) -> Tensor:
     execution = MultipliedExecution(inputs.model, inputs.space)
     kept_UU = ~torch.eye(inputs.space.num_units, dtype=torch.bool)
     nll_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
-    num_tokens = 0
-    for batch_BT in inputs.batches():
-        for unit, mask_U in enumerate(kept_UU):
-            with execution.masked(mask_U) as model:
-                nll_BT = token_nll(model, batch_BT)
-            nll_U[unit] += nll_BT.sum(dtype=torch.float64).cpu()
-        num_tokens += nll_BT.numel()
-    return nll_U / num_tokens
+    batches, num_units = inputs.batches(), inputs.space.num_units
+    passes = inputs.measurement.parts(
+        "Measuring layerwise_ppl", len(batches) * num_units, {"nll_U": nll_U}, unit="pass"
+    )
+    for number in passes:
+        batch, unit = divmod(number, num_units)
+        with execution.masked(kept_UU[unit]) as model:
+            nll_U[unit] += token_nll(model, batches[batch]).sum(dtype=torch.float64).cpu()
+    return nll_U / sum(batch_BT[:, 1:].numel() for batch_BT in batches)

@@ -5,15 +5,15 @@ Shapes: U units, B sequences, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.initialization.measurement import Measurement
 from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
-from pgprune_lightning.progress import work_bar
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,48 @@ class MetricInputs:
         space: Its prunable units.
         calibration_batches: Called to get batches of token ids, (B, T), int64.
         seed: For metrics that draw.
+        measurement: Shows how far it is, and keeps what it has found.
     """
 
     model: PreTrainedModel
     space: MaskSpace
     calibration_batches: Callable[[], Iterable[Tensor]]
     seed: int
+    measurement: Measurement = field(default_factory=Measurement)
 
-    def batches(self) -> Iterator[Tensor]:
-        """Yield the calibration batches, (B, T), int64, where the model is.
+    def batches(self) -> list[Tensor]:
+        """The calibration batches, (B, T), int64, where the model is.
 
         Raises:
             UserError: If there is none.
         """
-        num_sequences = 0
-        bar = work_bar(self.calibration_batches(), desc="Measuring units", unit="batch")
-        for batch_BT in bar:
-            num_sequences += batch_BT.shape[0]
-            yield batch_BT.to(self.model.device)
-        if num_sequences == 0:
+        batches = [batch_BT.to(self.model.device) for batch_BT in self.calibration_batches()]
+        if not batches:
             raise UserError("initialization: the calibration data has no sequence to measure on.")
+        return batches
+
+    @property
+    def num_sequences(self) -> int:
+        """Calibration sequences of all batches."""
+        return sum(len(batch_BT) for batch_BT in self.calibration_batches())
+
+    def measured_batches(self, metric: str, sums: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield the calibration batches that are not in the sums yet; see `Measurement.parts`.
+
+        Args:
+            metric: What is measured; its name is that of the phase.
+            sums: What the caller adds to, in place.
+
+        Yields:
+            Token ids, (B, T), int64, where the model is.
+
+        Raises:
+            UserError: If there is none.
+        """
+        batches = self.batches()
+        parts = self.measurement.parts(f"Measuring {metric}", len(batches), sums, unit="batch")
+        for part in parts:
+            yield batches[part]
 
 
 @dataclass(frozen=True)

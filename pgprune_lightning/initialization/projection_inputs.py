@@ -40,18 +40,23 @@ class InputImportance(ABC):
         """Take in what the projection read of a batch."""
 
     @abstractmethod
+    def sums(self) -> dict[str, Tensor]:
+        """All that `add` changes, in place."""
+
+    @abstractmethod
     def importance(self) -> Tensor:
         """Importance of each input, (I,), float64."""
 
 
 @torch.no_grad()
 def sum_over_inputs(
-    inputs: MetricInputs, measure: Callable[[nn.Linear], InputImportance]
+    inputs: MetricInputs, metric: str, measure: Callable[[nn.Linear], InputImportance]
 ) -> Tensor:
     """Importance of units as the sum over their inputs of the projection.
 
     Args:
         inputs: Model, mask space of kinds in `PROJECTIONS`, and calibration batches.
+        metric: What is measured.
         measure: Makes the measure of one projection.
 
     Returns:
@@ -65,7 +70,12 @@ def sum_over_inputs(
         group: measure(PROJECTIONS[group.kind](layers[group.layer]))
         for group in inputs.space.groups
     }
-    for batch_BT in inputs.batches():
+    sums = {
+        f"{group.layer} {group.kind} {name}": tensor
+        for group, gathered in measures.items()
+        for name, tensor in gathered.sums().items()
+    }
+    for batch_BT in inputs.measured_batches(metric, sums):
         with ExitStack() as stack:
             for gathered in measures.values():
                 stack.callback(_observe(gathered, len(batch_BT)).remove)

@@ -19,7 +19,6 @@ from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.policy import FeasibleSet
-from pgprune_lightning.progress import work_bar
 
 STEP_SIZE = 0.06
 """Of the first step, in standard deviations of the importance; it falls by a cosine to 0."""
@@ -68,13 +67,19 @@ def refined(
         it is cut from; Kingma and Ba 2015 (Adam) for the steps; Polyak and Juditsky 1992 for their
         mean, in which what the text of single steps moved to and fro cancels.
     """
-    tokens_NT = torch.cat(list(inputs.batches()))
+    tokens_NT = torch.cat(inputs.batches())
     judging = max(1, int(len(tokens_NT) * JUDGING_SHARE))
     measured_NT, judging_NT = tokens_NT.tensor_split([len(tokens_NT) - judging])
     importance_U = normalized_U.clone()
     mean_U, square_U = torch.zeros_like(importance_U), torch.zeros_like(importance_U)
     averaged_U = torch.zeros_like(importance_U)
-    for step in work_bar(range(steps), desc="Refining the start", unit="step"):
+    sums = {
+        "importance_U": importance_U,
+        "mean_U": mean_U,
+        "square_U": square_U,
+        "averaged_U": averaged_U,
+    }
+    for step in inputs.measurement.parts("Refining the start", steps, sums, unit="step"):
         mask_U = feasible_set.deterministic_mask(importance_U)
         gradient_U = _gradient(inputs, mask_U, _sequences_of(step, measured_NT))
         mean_U.lerp_(gradient_U, 1 - MEAN_DECAY)

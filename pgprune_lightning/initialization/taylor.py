@@ -41,8 +41,6 @@ def taylor_metric(inputs: MetricInputs) -> Tensor:
         absolute values of single weights instead (`param_first`) over all coupled matrices.
     """
     total_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
-    num_sequences = 0
-    for gradients_BU in gate_gradients(inputs):
+    for gradients_BU in gate_gradients(inputs, "taylor", {"total_U": total_U}):
         total_U += gradients_BU.sum(0)
-        num_sequences += len(gradients_BU)
-    return (total_U / num_sequences).abs()
+    return (total_U / inputs.num_sequences).abs()

@@ -32,7 +32,7 @@ def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
     Source: Sun et al. 2023 (Wanda), An et al. 2023 (FLAP), where the structured variant is defined.
     Differs: Heads that share a key-value head are summed, as they stay or go together.
     """
-    return sum_over_inputs(inputs, _WeightedNorm)
+    return sum_over_inputs(inputs, "wanda_sp", _WeightedNorm)
 
 
 class _WeightedNorm(InputImportance):
@@ -43,7 +43,10 @@ class _WeightedNorm(InputImportance):
         self.squared_I = torch.zeros(
             linear.in_features, dtype=torch.float64, device=linear.weight.device
         )
-        self.num_sequences = 0
+        self.num_sequences = torch.zeros((), dtype=torch.int64)
+
+    def sums(self) -> dict[str, Tensor]:
+        return {"squared_I": self.squared_I, "num_sequences": self.num_sequences}
 
     def add(self, inputs_BTI: Tensor) -> None:
         self.squared_I += inputs_BTI.flatten(0, -2).float().square().sum(0)
@@ -51,4 +54,4 @@ class _WeightedNorm(InputImportance):
 
     def importance(self) -> Tensor:
         magnitude_I = whole_weight(self.linear.weight).abs().mean(0, dtype=torch.float32).double()
-        return magnitude_I * (self.squared_I / self.num_sequences).sqrt()
+        return magnitude_I * (self.squared_I / int(self.num_sequences)).sqrt()

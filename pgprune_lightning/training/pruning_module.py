@@ -5,6 +5,7 @@ Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tok
 
 # No `from __future__ import annotations`: the command line reads these types.
 import copy
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,7 @@ from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.execution_choice import ExecutionName
 from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer, check_losses
 from pgprune_lightning.training.mask_losses import Judge
+from pgprune_lightning.training.measured_start import MeasuredStart
 from pgprune_lightning.training.policy_module import PolicyModule
 from pgprune_lightning.training.starting_point import StartingPoint
 from pgprune_lightning.training.trainer_options import check_fixed
@@ -198,6 +200,10 @@ class PolicyGradientPruning(PolicyModule):
 
     # The environment and the first policy.
 
+    start_folder: Path | None = None
+    """Where the measurement of the start is kept, so that it can go on; None: nowhere."""
+    measured_start: MeasuredStart | None = None
+
     def setup(self, stage: str) -> None:
         """Count the units from the model's configuration, so that a wrong budget fails early."""
         del stage
@@ -246,9 +252,20 @@ class PolicyGradientPruning(PolicyModule):
                 shard=self.shard,
             )
             if self.trainer.ckpt_path is None:
-                batches = self.starting_point.batches_of(self.trainer)
+                if self.start_folder is not None:
+                    budget = self.target_budget | {
+                        "bounds": self.probability_bounds,
+                        "fill": self.fill_budget,
+                        "progressive": self.progressive,
+                    }
+                    self.measured_start = MeasuredStart(self.start_folder, self.trainer, budget)
                 self.starting_point.start(
-                    self.policy, self.environment, self.feasible_set, batches, self.seed
+                    self.policy,
+                    self.environment,
+                    self.feasible_set,
+                    self.starting_point.batches_of(self.trainer),
+                    self.seed,
+                    self.measured_start,
                 )
         self.estimator.prepare(self.space, self.policy.keep_probabilities.detach())
 

@@ -8,7 +8,9 @@ from pgprune_lightning.errors import UserError
 
 ExistingRun = Literal["stop", "move_aside"]
 
-RUN_FILES = ("config.yaml", "metrics.csv", "plans", "checkpoints", "summary.json")
+START_FILE = "start.ckpt"
+"""The measurement of a start that is not finished."""
+RUN_FILES = ("config.yaml", "metrics.csv", "plans", "checkpoints", "summary.json", START_FILE)
 NEVER_DELETED = (
     *("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt"),
     *(f"plans/{name}/plan.json" for name in ("initial", "best", "last")),
@@ -52,6 +54,21 @@ def claim_run_folder(run_dir: Path, existing_run: ExistingRun, *, resumes: bool)
         raise UserError(
             f"run_dir: {run_dir} cannot be made: {error.strerror}. Choose another --run_dir."
         ) from error
+
+
+def how_to_go_on(run_dir: Path) -> str:
+    """What to do with a run that a signal has ended between its steps."""
+    if any((run_dir / "checkpoints").glob("*.ckpt")):
+        return "Go on with --resume auto."
+    if (run_dir / START_FILE).exists():
+        return "What was measured of the start is kept. Go on with --resume auto."
+    return "There was nothing to keep yet. Start the same command again."
+
+
+def remove_if_empty(run_dir: Path) -> None:
+    """Remove a folder that was made for a run and has got nothing of it."""
+    if run_dir.is_dir() and not any(run_dir.iterdir()):
+        run_dir.rmdir()
 
 
 def _holds_run(run_dir: Path) -> bool:

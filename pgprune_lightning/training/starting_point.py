@@ -5,7 +5,9 @@ Shapes: U units.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -23,10 +25,12 @@ from pgprune_lightning.initialization.initial_policy import (
     probabilities_of,
     refined_importance,
 )
+from pgprune_lightning.initialization.measurement import Measurement
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.policy import FeasibleSet, MaskPolicy, MaskSpace
 from pgprune_lightning.policy.budgeted_logits import logits_of
 from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.measured_start import MeasuredStart
 
 
 class StartingPoint:
@@ -72,7 +76,7 @@ class StartingPoint:
         Raises:
             UserError: If there is too little.
         """
-        if self.initialization.reads_text or features_read_text(self.feature_names):
+        if self._reads_text:
             self.batches_of(trainer)()
 
     def start(
@@ -82,6 +86,7 @@ class StartingPoint:
         feasible_set: FeasibleSet,
         batches: Callable[[], Iterable[Tensor]],
         seed: int,
+        kept: MeasuredStart | None = None,
     ) -> None:
         """Set a policy to where it starts, with the help of the loaded model.
 
@@ -91,12 +96,18 @@ class StartingPoint:
             feasible_set: Budget and bounds.
             batches: Called to get the calibration batches.
             seed: For metrics that draw.
+            kept: Where what is measured is kept as it grows; None: nowhere.
 
         Raises:
             UserError: If a plan is another model's, or a metric is not finite.
         """
         options = self.initialization
-        inputs = MetricInputs(environment.model, environment.space, batches, seed)
+        measurement = Measurement()
+        if kept is not None and self._reads_text:
+            identity = self._identity(environment, batches, seed)
+            measurement = kept.measurement(identity)
+        model, space = environment.model, environment.space
+        inputs = MetricInputs(model, space, batches, seed, measurement)
         if self.plan is None:
             metric_U = refined_importance(options, inputs, feasible_set)
             start_U = probabilities_of(options, metric_U, feasible_set)
@@ -114,6 +125,31 @@ class StartingPoint:
             features_FU = measure_features(names, initial_U, normalization, inputs)
             policy.take_features(features_FU, slope)
         policy.start_from(start_U, feasible_set)
+
+    @property
+    def _reads_text(self) -> bool:
+        return self.initialization.reads_text or features_read_text(self.feature_names)
+
+    def _identity(
+        self,
+        environment: FrozenEnvironment,
+        batches: Callable[[], Iterable[Tensor]],
+        seed: int,
+    ) -> dict[str, Any]:
+        """What decides the numbers of the measurement beside the budget, as primitives."""
+        text = hashlib.sha256()
+        for batch_BT in batches():
+            text.update(f"{tuple(batch_BT.shape)}".encode() + batch_BT.numpy().tobytes())
+        model = environment.model
+        return {
+            "initialization": asdict(self.initialization),
+            "features": list(self.feature_names),
+            "seed": seed,
+            "text": text.hexdigest(),
+            "weights": environment.base_model.fingerprint,
+            "computed in": [str(model.dtype), model.device.type, model.config._attn_implementation],
+            "units": environment.space.to_dict(),
+        }
 
     def batches_of(self, trainer: Any) -> Callable[[], Iterable[Tensor]]:
         """What reads the calibration batches of a Trainer's data module."""

@@ -52,7 +52,7 @@ def test_equal_finite_differences(
     # The model's norms compute in float32 whatever its type, which a smaller step would show.
     space, step = inputs.space, 1e-2
     width = {"kv_group": 2 * 8, "mlp_channel": 1}
-    gradients_NU = torch.cat(list(gate_gradients(inputs)))
+    gradients_NU = torch.cat(list(gate_gradients(inputs, "gates", {})))
     assert gradients_NU.shape == (3, space.num_units)
     assert gradients_NU.dtype == torch.float64
     for unit in {0, 1, 2, space.num_units // 2, space.num_units - 1}:
@@ -75,7 +75,7 @@ def test_leaves_no_trace(metric_inputs: Callable[..., MetricInputs], units: dict
     inputs = metric_inputs(batches=BATCHES, **units)
     before = losses(inputs.model, BATCHES[0])
     with torch.no_grad():  # as the caller has it
-        for gradients_BU in gate_gradients(inputs):
+        for gradients_BU in gate_gradients(inputs, "gates", {}):
             assert gradients_BU.ne(0).any()
             assert not gradients_BU.requires_grad
             assert not torch.is_grad_enabled()
@@ -91,7 +91,7 @@ def test_leaves_no_trace(metric_inputs: Callable[..., MetricInputs], units: dict
 def test_removes_its_gates_when_a_batch_fails(metric_inputs: Callable[..., MetricInputs]) -> None:
     inputs = metric_inputs(["kv_group"], [torch.full((1, 4), 10_000)])
     with pytest.raises(IndexError):
-        list(gate_gradients(inputs))
+        list(gate_gradients(inputs, "gates", {}))
     assert not any(module._forward_pre_hooks for module in inputs.model.modules())
 
 
@@ -99,7 +99,7 @@ def test_half_precision_comes_near(metric_inputs: Callable[..., MetricInputs]) -
     """Weights of 8 bits, sums of 24: the model's rounding is seen, that of the gates is not."""
     kinds = ["kv_group", "mlp_channel"]
     exact_NU, half_NU = (
-        torch.cat(list(gate_gradients(metric_inputs(kinds, BATCHES, dtype=dtype))))
+        torch.cat(list(gate_gradients(metric_inputs(kinds, BATCHES, dtype=dtype), "gates", {})))
         for dtype in (torch.float32, torch.bfloat16)
     )
     similarity_N = F.cosine_similarity(exact_NU, half_NU)
@@ -116,17 +116,17 @@ def test_activations_are_held_for_few_tokens_at_once(
     rows_together: list[int],
 ) -> None:
     inputs = metric_inputs(["kv_group", "mlp_channel"], [random_tokens(rows=5, tokens=12)])
-    (whole_BU,) = gate_gradients(inputs)
+    (whole_BU,) = gate_gradients(inputs, "gates", {})
     rows: list[int] = []
     inputs.model.get_input_embeddings().register_forward_hook(
         lambda _module, arguments, _output: rows.append(len(arguments[0]))
     )
     monkeypatch.setattr("pgprune_lightning.initialization.gate_gradients.TOKENS_AT_ONCE", tokens)
-    (parts_BU,) = gate_gradients(inputs)
+    (parts_BU,) = gate_gradients(inputs, "gates", {})
     assert rows == rows_together
     torch.testing.assert_close(parts_BU, whole_BU, rtol=1e-4, atol=1e-9)
 
 
 def test_no_calibration_data(metric_inputs: Callable[..., MetricInputs]) -> None:
     with pytest.raises(UserError, match="no sequence to measure on"):
-        list(gate_gradients(metric_inputs(["kv_group"], [])))
+        list(gate_gradients(metric_inputs(["kv_group"], []), "gates", {}))
