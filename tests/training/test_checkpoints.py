@@ -12,7 +12,11 @@ from pgprune_lightning.training.checkpoints import find_checkpoint
 def write_checkpoint(path: Path, step: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {"policy.keep_probabilities": torch.zeros(3)}
-    content = {"state_dict": state, "base_model": {"fingerprint": ""}, "global_step": step}
+    content = {
+        "state_dict": state,
+        "base_model": {"fingerprint": "", "source": ""},
+        "global_step": step,
+    }
     torch.save(content | {"loops": {}, "optimizer_states": [], "callbacks": {}}, path)
     return path
 
