@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -88,22 +88,22 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in inside)
 
 
-def foreign_files(folder: Path, records: Iterable[str]) -> list[str]:
+def foreign_files(folder: Path, records: Sequence[str]) -> list[str]:
     """Files of a directory that its writer has not put there.
 
     Args:
         folder: The directory.
-        records: Names of JSON files in it, each with a list `files`; those that are missing or
-            damaged count for nothing.
+        records: Names of files that are the writer's. Of JSON, each has a list `files` of others;
+            those that are missing or damaged name none.
     """
-    known: set[str] = set()
+    known = set(records)
     for name in records:
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             known.update(json.loads((folder / name).read_bytes())["files"])
     return [name for name in files_in(folder) if name not in known]
 
 
-def check_no_foreign_files(folder: Path, records: Iterable[str], command: str) -> None:
+def check_no_foreign_files(folder: Path, records: Sequence[str], command: str) -> None:
     """Refuse to replace a directory together with files that its writer has not put there.
 
     Args:

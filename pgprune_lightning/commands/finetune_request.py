@@ -20,7 +20,7 @@ from pgprune_lightning.finetuning import LoraOptions, check_finetuning, read_alp
 from pgprune_lightning.finetuning.adapter_checkpoints import AdapterCheckpoints, first_difference
 from pgprune_lightning.finetuning.adapter_training import Example
 from pgprune_lightning.finetuning.exported_folder import (
-    RESULT_FILE,
+    RECORDS,
     dtype_of,
     folder_digest,
     read_exported_config,
@@ -98,7 +98,7 @@ def build_job(given: Any, command: str) -> Job | None:
             remove_work_folder(output)
         return None
     if given.existing == "replace":
-        check_no_foreign_files(output, [RESULT_FILE], "finetune")
+        check_no_foreign_files(output, RECORDS, "finetune")
     return Job(
         exported=exported,
         output=output,
