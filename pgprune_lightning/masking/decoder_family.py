@@ -132,6 +132,13 @@ def family_of(config: PreTrainedConfig) -> DecoderFamily:
         if config.model_type in family.model_types:
             _refuse_norms_in_the_stream(family, config)
             return family
+    text = config.get_text_config()
+    if text is not config:
+        raise UserError(
+            f"base_model: models of type {config.model_type!r} are multimodal and cannot be pruned "
+            f"here. Give the text-only checkpoint of its language model, of type "
+            f"{text.model_type!r}."
+        )
     raise UserError(
         f"base_model: models of type {config.model_type!r} cannot be pruned here. "
         f"Families that can: {family_names()} (and models that share their layout, such as Vicuna)."

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.masking.checkpoint_checks import check_sizes, own_code_message
 from pgprune_lightning.masking.decoder_family import family_names, family_of, supported_attention
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.masking.sharding import run_whole_once, shard_config
@@ -66,6 +67,12 @@ def load_model_config(source: ModelSource) -> PreTrainedConfig:
             raise UserError(f"{error} Families that can be pruned: {family_names()}.") from error
         raise
     family_of(config)
+    if source.gguf_file is None and getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"base_model: the weights of {source.given!r} are quantised, and units of packed "
+            "weights cannot be pruned. Give the checkpoint that they were made from, or a .gguf "
+            "file, which is dequantised when it is loaded."
+        )
     return config
 
 
@@ -75,13 +82,22 @@ def read_model_config(source: ModelSource) -> PreTrainedConfig:
     Raises:
         UserError: If it cannot be read.
     """
+    values: dict[str, Any] = {}
     try:
         if source.gguf_file is None:
+            found, _ = PreTrainedConfig.get_config_dict(
+                source.location, **source.keyword_arguments()
+            )
+            values = found if isinstance(found, dict) else {}
+            check_sizes(values, source.given)
             config = AutoConfig.from_pretrained(source.location, **source.keyword_arguments())
         else:
             config = copy.deepcopy(_gguf_config(source, source.file_state()))
+    except UserError:
+        raise
     except Exception as error:  # transformers raises a different type for each kind of damage
-        raise UserError(_loading_failed("configuration", source, error)) from error
+        message = own_code_message(values, source.given)
+        raise UserError(message or _loading_failed("configuration", source, error)) from error
     assert isinstance(config, PreTrainedConfig)
     return config
 

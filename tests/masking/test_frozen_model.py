@@ -97,6 +97,13 @@ def test_unknown_family_is_refused_before_its_weights(tmp_path: Path) -> None:
     [
         ({"model_type": "never_heard_of"}, "never_heard_of.*pruned: Llama, Mistral, Qwen2, Qwen3"),
         ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000, which must be from 1 to"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0, which must be from 1 to 10000"),
+        ({"hidden_size": -1}, "hidden_size -1, which must be from 1 to"),
+        ({"vocab_size": 10**18}, "vocab_size 1000000000000000000, which must be"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "a.B"}}, "type 'own' with code of its"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "are quantised.*made from"),
+        ({"model_type": "gemma3", "text_config": {}}, "text-only checkpoint.*'gemma3_text'"),
         ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
     ],
 )
