@@ -85,10 +85,9 @@ def read_model_config(source: ModelSource) -> PreTrainedConfig:
     values: dict[str, Any] = {}
     try:
         if source.gguf_file is None:
-            found, _ = PreTrainedConfig.get_config_dict(
+            values, _ = PreTrainedConfig.get_config_dict(
                 source.location, **source.keyword_arguments()
             )
-            values = found if isinstance(found, dict) else {}
             check_sizes(values, source.given)
             config = AutoConfig.from_pretrained(source.location, **source.keyword_arguments())
         else:
