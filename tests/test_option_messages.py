@@ -138,7 +138,9 @@ def test_every_command_says_what_to_write(
     assert not [word for word in JARGON if word in line]
 
 
-@pytest.mark.parametrize("parser", {parser for parser, _ in OF_OTHERS}, ids=lambda it: it.__name__)
+@pytest.mark.parametrize(
+    "parser", list(dict.fromkeys(parser for parser, _ in OF_OTHERS)), ids=lambda it: it.__name__
+)
 def test_help_shows_no_object_of_python(parser: Callable[[], Any]) -> None:
     text = parser().format_help()
     assert "--output" in text
