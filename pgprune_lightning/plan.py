@@ -21,7 +21,7 @@ from torch import Tensor
 from pgprune_lightning import __version__
 from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import BudgetScope, MaskSpace, UnitKind
+from pgprune_lightning.policy import BudgetScope, UnitKind, UnitLayout
 from pgprune_lightning.record_file import (
     Count,
     Name,
@@ -77,7 +77,7 @@ class PruningPlan:
     """
 
     base_model: BaseModel
-    space: MaskSpace
+    space: UnitLayout
     keep_probabilities_U: Tensor
     mask_U: Tensor
     budget: dict[str, Any]
@@ -148,7 +148,7 @@ class PruningPlan:
         try:
             plan = cls(
                 base_model=BaseModel(**record["base_model"]),
-                space=MaskSpace.from_dict(record["mask_space"]),
+                space=UnitLayout.from_dict(record["mask_space"]),
                 keep_probabilities_U=tensors["keep_probabilities"],
                 mask_U=tensors["mask"],
                 budget=record["budget"],

@@ -16,9 +16,9 @@ from pgprune_lightning.policy import (
     FeasibleSet,
     FreeProbabilities,
     MaskSamples,
-    MaskSpace,
     MovingAverageBaseline,
     ProjectedSGD,
+    UnitLayout,
     mask_generator,
     sample_masks,
 )
@@ -54,7 +54,7 @@ def time_by_units(
 def _timed(
     count: int, device: torch.device, keep_ratio: float, num_masks: int, lr: float
 ) -> dict[str, Any]:
-    space = MaskSpace.build([(0, "mlp_channel", count, 1, 0)], total_parameters=count)
+    space = UnitLayout.build([(0, "mlp_channel", count, 1, 0)], total_parameters=count)
     feasible_set = FeasibleSet(space, keep_ratio, fill=True)
     generator = torch.Generator().manual_seed(0)
     # Probabilities as a run has them in its middle: no two alike, some at the bounds.

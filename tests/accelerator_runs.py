@@ -31,7 +31,7 @@ from callbacks import (
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.masking.gates import gate_gradient, gated
 from pgprune_lightning.masking.gathered import GatheredExecution
-from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.model_units import unit_layout_of
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.masking.widened import WidenedExecution
@@ -160,7 +160,7 @@ def back_propagated(run: TinyRun, device: torch.device) -> None:
 
 def losses_of(model: PreTrainedModel, tokens_BT: Tensor, mask_U: Tensor) -> dict[str, Tensor]:
     """Token losses under a mask by every execution, and of the cut model; gates besides."""
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     widened = WidenedExecution(model, space, capture=False)
     gates_BU = mask_U[None].float().requires_grad_()
     with torch.enable_grad(), gated(model, space, gates_BU) as under_gates:
@@ -181,7 +181,7 @@ def family(name: str, run: TinyRun, device: torch.device) -> None:
     del run
     tokens_BT = random_tokens(rows=2)
     model = make_tiny_model(name)
-    num_units = mask_space_of(model, ["kv_group", "mlp_channel"]).num_units
+    num_units = unit_layout_of(model, ["kv_group", "mlp_channel"]).num_units
     mask_U = torch.rand(num_units, generator=torch.Generator().manual_seed(0)) < 0.6
     on_host = losses_of(model, tokens_BT, mask_U)
     nn.Module.to(model, device)

@@ -14,7 +14,7 @@ import torch
 
 from pgprune_lightning.export import ExportOptions
 from pgprune_lightning.export.formats import FORMATS
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from tests.tiny_exports import prune
 from tests.tiny_models import make_tiny_model
 
@@ -47,7 +47,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose layers have different widths."""
     folder = tmp_path_factory.mktemp("uneven")
     model = make_tiny_model("llama_gqa")
-    pruned = prune(model, mask_space_of(model, ["attention"]), torch.tensor([True, False, True]))
+    pruned = prune(model, unit_layout_of(model, ["attention"]), torch.tensor([True, False, True]))
     FORMATS["hf"].write(pruned, folder, ExportOptions(torch.float32))
     return folder
 

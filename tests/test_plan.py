@@ -24,14 +24,14 @@ from pgprune_lightning import plan as plan_module
 from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PLAN_FILE, BaseModel, PruningPlan
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
 def plan() -> PruningPlan:
-    space = MaskSpace.build(
+    space = UnitLayout.build(
         [(0, "kv_group", 2, 70, 5), (0, "mlp_channel", 5, 9, 4)], total_parameters=300
     )
     s_U = torch.tensor([0.0, 1.0, 0.1, 1 / 3, 0.7, 1e-300, 1 - 2**-53], dtype=torch.float64)

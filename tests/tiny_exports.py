@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from pgprune_lightning.export import PrunedModel
     from pgprune_lightning.plan import PruningPlan
-    from pgprune_lightning.policy import MaskSpace
+    from pgprune_lightning.policy import UnitLayout
 
 
 def make_plan(
-    space: MaskSpace, mask_U: Tensor | None = None, model_type: str = "llama", **budget: Any
+    space: UnitLayout, mask_U: Tensor | None = None, model_type: str = "llama", **budget: Any
 ) -> PruningPlan:
     """A plan with random probabilities, of half of the units if no mask is given."""
     from pgprune_lightning.plan import BaseModel, PruningPlan
@@ -58,7 +58,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def prune(
-    model: PreTrainedModel, space: MaskSpace, mask_U: Tensor | None = None, **budget: Any
+    model: PreTrainedModel, space: UnitLayout, mask_U: Tensor | None = None, **budget: Any
 ) -> PrunedModel:
     """What an export is given: a dense model and a mask."""
     from pgprune_lightning.export import PlannedModel, PrunedModel, layer_widths

@@ -30,7 +30,7 @@ def export_of(
     Its layers differ in width, one is without attention and one without MLP.
     """
     from pgprune_lightning.cli import main
-    from pgprune_lightning.masking import mask_space_of
+    from pgprune_lightning.masking import unit_layout_of
     from pgprune_lightning.masking.fingerprint import weights_fingerprint
     from pgprune_lightning.masking.frozen_model import load_frozen_model
     from pgprune_lightning.masking.model_source import resolve_model_source
@@ -38,7 +38,7 @@ def export_of(
 
     found = resolve_model_source(str(pgprune_data / "stories260K"))
     dense = load_frozen_model(found, dtype=torch.float32, device=torch.device("cpu"))
-    space = mask_space_of(dense, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(dense, ["kv_group", "mlp_channel"])
     generator = torch.Generator().manual_seed(0)
     probabilities_U = torch.rand(space.num_units, generator=generator, dtype=torch.float64)
     mask_U = probabilities_U > 0.3

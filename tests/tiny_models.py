@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pgprune_lightning.policy import MaskSpace
+    from pgprune_lightning.policy import UnitLayout
 
 VOCABULARY = 97
 NUM_TOKENS = 24
@@ -101,7 +101,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mlp": {"unit_kinds": ["mlp"]},
     "layer": {"unit_kinds": ["layer"]},
 }
-"""One row a choice of units: what `mask_space_of` is given besides the model."""
+"""One row a choice of units: what `unit_layout_of` is given besides the model."""
 
 
 def is_covered(layout: str, choice: str) -> bool:
@@ -162,7 +162,7 @@ def random_tokens(rows: int = 2, tokens: int = NUM_TOKENS, seed: int = 0) -> Ten
     return torch.randint(VOCABULARY, (rows, tokens), generator=generator)
 
 
-def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
+def masks_of(space: UnitLayout) -> Iterator[tuple[str, Tensor]]:
     """Yield named masks, (U,): nothing dropped, half of the units, and each group emptied."""
     generator = torch.Generator().manual_seed(2)
     yield "all ones", torch.ones(space.num_units, dtype=torch.bool)
@@ -193,7 +193,7 @@ def family_model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.fixture(params=KINDS)
 def units(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Each choice of units in turn: `mask_space_of(model, **units)`."""
+    """Each choice of units in turn: `unit_layout_of(model, **units)`."""
     return KINDS[request.param]
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.benchmark.workload import Workload
 from pgprune_lightning.evaluation.latency import wait_for
 from pgprune_lightning.masking.decoder_family import decoder_layers
-from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.policy import UnitKind, UnitLayout
 
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Rows of the matrices whose product shows the peak."""
@@ -23,7 +23,7 @@ TIMES = 8
 
 
 def kept_flops(
-    model: PreTrainedModel, space: MaskSpace, probabilities_U: Tensor, workload: Workload
+    model: PreTrainedModel, space: UnitLayout, probabilities_U: Tensor, workload: Workload
 ) -> float:
     """Floating-point operations of a step that a mask does not make superfluous.
 
@@ -46,7 +46,7 @@ def kept_flops(
 
 
 def kept_projection_parameters(
-    model: PreTrainedModel, space: MaskSpace, probabilities_U: Tensor
+    model: PreTrainedModel, space: UnitLayout, probabilities_U: Tensor
 ) -> float:
     """Expected number of weights of the layers' projections that a mask keeps."""
     shares = space.keep_ratio_by_layer(probabilities_U)

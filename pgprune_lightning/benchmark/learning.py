@@ -9,10 +9,10 @@ from pgprune_lightning.policy import (
     FreeProbabilities,
     GradientEstimator,
     MaskPolicy,
-    MaskSpace,
     ProjectedSGD,
     StepRule,
     UnitKind,
+    UnitLayout,
     UpdateFactory,
 )
 from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
@@ -49,7 +49,7 @@ class Learning:
         """
         policy = copy.deepcopy(self.policy)
         layer = [(0, kind, 2, 1, 0) for kind in workload.unit_kinds]
-        policy.prepare(MaskSpace.build(layer, total_parameters=4), self.lr_factors or {})
+        policy.prepare(UnitLayout.build(layer, total_parameters=4), self.lr_factors or {})
         estimator = policy.estimator_or_default(self.estimator)
         self.judging(workload).check(estimator, workload.batch_size)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pgprune_lightning.benchmark.learning import Learning
 from pgprune_lightning.benchmark.workload import Workload
-from pgprune_lightning.policy import FeasibleSet, MaskSamples, MaskSpace, mask_generator
+from pgprune_lightning.policy import FeasibleSet, MaskSamples, UnitLayout, mask_generator
 from pgprune_lightning.training.execution_choice import ExecutionChoice
 from pgprune_lightning.training.mask_losses import MaskLosses
 
@@ -40,7 +40,7 @@ class PruningStep:
     def __init__(
         self,
         execution: ExecutionChoice,
-        space: MaskSpace,
+        space: UnitLayout,
         feasible_set: FeasibleSet,
         start_U: Tensor,
         workload: Workload,
@@ -103,7 +103,7 @@ class PruningStep:
     def _probabilities_U(self) -> Tensor:  # noqa: N802 - the suffix is the shape
         return self.policy.keep_probabilities.detach()
 
-    def _take_any_features(self, space: MaskSpace) -> None:
+    def _take_any_features(self, space: UnitLayout) -> None:
         """Random metrics, where the policy is made of some: no two units rank alike."""
         if self.policy.feature_names:
             generator = torch.Generator().manual_seed(SEED)

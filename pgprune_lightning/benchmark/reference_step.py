@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.benchmark.pruning_step import SEED
 from pgprune_lightning.benchmark.workload import Workload
 from pgprune_lightning.masking.decoder_family import decoder_layers
-from pgprune_lightning.policy import Constraint, FeasibleSet, MaskSpace, mask_generator
+from pgprune_lightning.policy import Constraint, FeasibleSet, UnitLayout, mask_generator
 
 WINDOW = 5
 """Of the moving average, in steps."""
@@ -46,7 +46,7 @@ class ReferenceStep:
     def __init__(
         self,
         model: PreTrainedModel,
-        space: MaskSpace,
+        space: UnitLayout,
         feasible_set: FeasibleSet,
         start_U: Tensor,
         workload: Workload,

@@ -23,7 +23,7 @@ from pgprune_lightning.benchmark.timing import Limits, Step, seconds_of, summary
 from pgprune_lightning.benchmark.workload import Workload
 from pgprune_lightning.evaluation.resources import ResourceMeter, memory_in_use
 from pgprune_lightning.masking.decoder_family import decoder_layers
-from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.model_units import unit_layout_of
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 
 STEPS_OF_A_RUN = 15_000
@@ -54,7 +54,7 @@ class Benchmark:
     ) -> None:
         self._model, self._as_loaded = model, _with_own_outputs(model)
         self._workload, self._limits, self._device = workload, limits, model.device
-        self._space = mask_space_of(model, workload.unit_kinds, workload.channels_per_unit)
+        self._space = unit_layout_of(model, workload.unit_kinds, workload.channels_per_unit)
         self._batch_BT = workload.batch(model.config.vocab_size, model.device)
         self._execution, self._learning = execution, learning
         self._peak = matmul_peak(model.dtype, model.device)

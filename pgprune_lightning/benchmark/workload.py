@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskSpace, UnitKind
+from pgprune_lightning.policy import BudgetScope, FeasibleSet, UnitKind, UnitLayout
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Workload:
         """Tokens of a batch."""
         return self.batch_size * self.block_length
 
-    def feasible_set(self, space: MaskSpace, keep_ratio: float) -> FeasibleSet:
+    def feasible_set(self, space: UnitLayout, keep_ratio: float) -> FeasibleSet:
         """The keep probabilities of a model's units that meet the budget exactly."""
         return FeasibleSet(space, keep_ratio, scope=self.budget, fill=True)
 

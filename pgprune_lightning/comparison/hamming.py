@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.policy import UnitKind, UnitLayout
 
 PARTS: tuple[UnitKind, UnitKind] = ("kv_group", "mlp_channel")
 """The smallest units: every other is made of them."""
@@ -20,7 +20,7 @@ CONTAINERS: dict[UnitKind, tuple[UnitKind, ...]] = {
 }
 
 
-def hamming_by_layer(one_A: Tensor, other_A: Tensor, parts: MaskSpace) -> list[float]:
+def hamming_by_layer(one_A: Tensor, other_A: Tensor, parts: UnitLayout) -> list[float]:
     """Share of each layer's KV groups and MLP channels on which two masks differ.
 
     Args:
@@ -42,7 +42,7 @@ def hamming_by_layer(one_A: Tensor, other_A: Tensor, parts: MaskSpace) -> list[f
     return [number / count for number, count in zip(differing, counts, strict=True)]
 
 
-def expanded_mask(plan: PruningPlan, parts: MaskSpace) -> Tensor:
+def expanded_mask(plan: PruningPlan, parts: UnitLayout) -> Tensor:
     """A plan's mask over KV groups and MLP channels: a part goes with what it is a part of.
 
     Args:

@@ -24,9 +24,9 @@ from pgprune_lightning.comparison.hamming import (
 from pgprune_lightning.evaluation import provenance
 from pgprune_lightning.masking.frozen_model import load_model_config, model_on_meta
 from pgprune_lightning.masking.model_source import resolve_model_source
-from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.model_units import unit_layout_of
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 NOT_NUMBERS = ("seed", "max_positions", "steps", "learned_at_step", "width")
 
@@ -163,6 +163,6 @@ def _distances(plans: Mapping[str, PruningPlan]) -> dict[str, dict[str, list[flo
     return distances
 
 
-def _parts_of(base_model: str) -> MaskSpace:
+def _parts_of(base_model: str) -> UnitLayout:
     model = model_on_meta(load_model_config(resolve_model_source(base_model)))
-    return mask_space_of(model, PARTS)
+    return unit_layout_of(model, PARTS)

@@ -17,7 +17,7 @@ from pgprune_lightning.export.hf import reloaded_logits
 from pgprune_lightning.export.widths import LayerWidths
 from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.sub_layer import SubLayer, rows_of_units
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 
 class Padded(ExportFormat):
@@ -47,7 +47,7 @@ class Padded(ExportFormat):
 
 
 @torch.no_grad()
-def padded_model(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTrainedModel:
+def padded_model(model: PreTrainedModel, space: UnitLayout, mask_U: Tensor) -> PreTrainedModel:
     """Copy a model with zeros for what a mask drops.
 
     Args:

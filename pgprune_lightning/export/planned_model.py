@@ -18,7 +18,7 @@ from pgprune_lightning.masking.frozen_model import (
 )
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
-from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.model_units import unit_layout_of
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 from pgprune_lightning.plan import PruningPlan, find_plan
 
@@ -87,7 +87,7 @@ def check_units(plan: PruningPlan, config: PreTrainedConfig, given: str) -> None
     count = plan.space.group(0, "mlp_channel").count if "mlp_channel" in kinds else 0
     channels = decoder_layers(model)[0].mlp.num_channels
     channels_per_unit = channels // count if count and channels % count == 0 else 1
-    groups = mask_space_of(model, kinds, channels_per_unit).groups
+    groups = unit_layout_of(model, kinds, channels_per_unit).groups
     if groups != plan.space.groups:
         raise UserError(
             f"plan: it is for the {plan.space.num_units:,} units ({', '.join(kinds)}) of "

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.frozen_model import model_on_meta
 from pgprune_lightning.masking.sub_layer import DecoderLayer
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LayerWidths:
 
 
 def layer_widths(
-    config: PreTrainedConfig, space: MaskSpace, mask_U: Tensor
+    config: PreTrainedConfig, space: UnitLayout, mask_U: Tensor
 ) -> tuple[LayerWidths, ...]:
     """List the widths of the layers that a mask leaves; layers dropped as a whole are missing.
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
 from pgprune_lightning.masking.sub_layer import DecoderLayer, SubLayer
-from pgprune_lightning.policy.mask_space import UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind
 
 Add = Callable[[Tensor, Tensor], None]
 """Takes what a unit is given of the residual stream and what it leaves there, (..., H) each."""
@@ -30,7 +30,7 @@ def block_influence_metric(inputs: MetricInputs) -> Tensor:
     attention and MLP read the same stream side by side, each is taken as if the other were not.
 
     Args:
-        inputs: Model, mask space of whole layers or sub-layers, and calibration batches.
+        inputs: Model, unit layout of whole layers or sub-layers, and calibration batches.
 
     Returns:
         Importance, (U,), float64, CPU, in [0, 2].

@@ -18,7 +18,7 @@ from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 NUM_PAIRS = 128
 """Pairs of sub-networks; each costs two forward passes of one calibration batch."""
@@ -41,7 +41,7 @@ def bonsai_metric(inputs: MetricInputs) -> Tensor:
     where to look: the less a unit matters by the prior, the more often it is dropped.
 
     Args:
-        inputs: Model, mask space, calibration batches, and the seed of the sub-networks.
+        inputs: Model, unit layout, calibration batches, and the seed of the sub-networks.
 
     Returns:
         Importance, (U,), float64, CPU: what dropping the unit adds to the loss, in nats per token.
@@ -112,7 +112,7 @@ def _prior(inputs: MetricInputs) -> Tensor:
     return prior_U
 
 
-def drop_probabilities(prior_U: Tensor, space: MaskSpace) -> Tensor:
+def drop_probabilities(prior_U: Tensor, space: UnitLayout) -> Tensor:
     """How often a sub-network lacks each unit: in a group linear in the prior's rank.
 
     Args:
@@ -147,7 +147,7 @@ def draw_pair(drop_U: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
     return uniform_U < drop_U, (uniform_U >= drop_U) & (uniform_U < 2 * drop_U)
 
 
-def _scaled_prior(prior_U: Tensor, drop_U: Tensor, space: MaskSpace, increase: float) -> Tensor:
+def _scaled_prior(prior_U: Tensor, drop_U: Tensor, space: UnitLayout, increase: float) -> Tensor:
     centre_U = torch.empty_like(prior_U)
     for kind in space.kinds:
         units_N = space.units_of(kind)
@@ -156,7 +156,7 @@ def _scaled_prior(prior_U: Tensor, drop_U: Tensor, space: MaskSpace, increase: f
     return centre_U
 
 
-def _unit_variances(design_PU: Tensor, space: MaskSpace) -> Tensor:
+def _unit_variances(design_PU: Tensor, space: UnitLayout) -> Tensor:
     """Variances by which every kind explains as much, however many units it has, (U,)."""
     variance_U = torch.empty(space.num_units, dtype=torch.float64)
     for kind in space.kinds:

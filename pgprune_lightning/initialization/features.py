@@ -20,13 +20,13 @@ from pgprune_lightning.initialization.initial_policy import (
 )
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.probability import Normalization
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 INITIAL = "initial"
 """Stands for the metric that the run starts from."""
 
 
-def check_features(names: Sequence[str], space: MaskSpace) -> None:
+def check_features(names: Sequence[str], space: UnitLayout) -> None:
     """Refuse metrics that do not exist or cannot measure these units, before a model is loaded.
 
     Args:

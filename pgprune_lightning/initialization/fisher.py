@@ -19,7 +19,7 @@ def fisher_metric(inputs: MetricInputs) -> Tensor:
     and so the memory of its activations: that of one batch.
 
     Args:
-        inputs: Model, mask space and calibration batches.
+        inputs: Model, unit layout and calibration batches.
 
     Returns:
         Importance, (U,), float64, CPU, in (nats per token)^2.

@@ -21,7 +21,7 @@ def flap_metric(inputs: MetricInputs) -> Tensor:
     its heads.
 
     Args:
-        inputs: Model, mask space and calibration batches.
+        inputs: Model, unit layout and calibration batches.
 
     Returns:
         Importance, (U,), float64, CPU; raw. Normalised in each `layer` it is comparable between

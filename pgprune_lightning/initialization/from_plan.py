@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PruningPlan, find_plan
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, UnitLayout
 
 
-def load_start_plan(path: str, space: MaskSpace, base_model: str) -> PruningPlan:
+def load_start_plan(path: str, space: UnitLayout, base_model: str) -> PruningPlan:
     """Read a plan to start from, and check that it is for these units.
 
     Args:

@@ -27,7 +27,7 @@ def gate_gradients(
     """Yield the gate gradients of the calibration sequences that are not in the sums yet.
 
     Args:
-        inputs: Model, mask space and calibration batches.
+        inputs: Model, unit layout and calibration batches.
         metric: What is measured.
         sums: What the caller adds to, in place; see `MetricInputs.measured_batches`.
 

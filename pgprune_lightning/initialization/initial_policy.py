@@ -27,7 +27,7 @@ from pgprune_lightning.initialization.refinement import check_refinement, refine
 from pgprune_lightning.initialization.scores_file import load_scores
 from pgprune_lightning.initialization.taylor import taylor_metric
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
-from pgprune_lightning.policy import FeasibleSet, MaskSpace, UnitKind
+from pgprune_lightning.policy import FeasibleSet, UnitKind, UnitLayout
 
 MetricName = Literal[
     "wanda_sp",
@@ -134,7 +134,7 @@ class Initialization:
     def _refines(self) -> bool:
         return self.plan is None and self.refine_steps > 0
 
-    def check_units(self, space: MaskSpace) -> None:
+    def check_units(self, space: UnitLayout) -> None:
         """Check that every unit can be given an importance, before a model is loaded.
 
         Args:
@@ -228,7 +228,7 @@ def normalized_metric(
     return normalize_metric(metric_U, inputs.space, normalization)
 
 
-def check_kinds(name: MetricName, space: MaskSpace) -> None:
+def check_kinds(name: MetricName, space: UnitLayout) -> None:
     """Refuse a metric that cannot measure all these units.
 
     Raises:

@@ -20,7 +20,7 @@ def layerwise_ppl_metric(inputs: MetricInputs) -> Tensor:
     It costs as many forward passes over the calibration text as there are units.
 
     Args:
-        inputs: Model, mask space of whole layers or sub-layers, and calibration batches.
+        inputs: Model, unit layout of whole layers or sub-layers, and calibration batches.
 
     Returns:
         Importance, (U,), float64, CPU: mean loss in nats per token, the logarithm of the

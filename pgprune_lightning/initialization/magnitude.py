@@ -14,7 +14,7 @@ from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.sharding import whole_weight
 from pgprune_lightning.masking.sub_layer import DecoderLayer
-from pgprune_lightning.policy.mask_space import UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def magnitude_metric(inputs: MetricInputs) -> Tensor:
     of its matrices. Biases and norms are left out: they are not of the matrices' scale.
 
     Args:
-        inputs: Model and mask space.
+        inputs: Model and unit layout.
 
     Returns:
         Importance, (U,), float64, CPU.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.measurement import Measurement
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MetricInputs:
     """
 
     model: PreTrainedModel
-    space: MaskSpace
+    space: UnitLayout
     calibration_batches: Callable[[], Iterable[Tensor]]
     seed: int
     measurement: Measurement = field(default_factory=Measurement)

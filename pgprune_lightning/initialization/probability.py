@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pgprune_lightning.policy import FeasibleSet, MaskSpace, shift_logits
+from pgprune_lightning.policy import FeasibleSet, UnitLayout, shift_logits
 
 Normalization = Literal["layer", "global", "per_parameter"]
 
 
-def normalize_metric(metric_U: Tensor, space: MaskSpace, scope: Normalization) -> Tensor:
+def normalize_metric(metric_U: Tensor, space: UnitLayout, scope: Normalization) -> Tensor:
     """Bring a metric to zero mean and unit variance.
 
     Args:

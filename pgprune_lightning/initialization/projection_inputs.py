@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
 from pgprune_lightning.masking.sub_layer import DecoderLayer
-from pgprune_lightning.policy.mask_space import UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind
 
 PROJECTIONS: dict[UnitKind, Callable[[DecoderLayer], nn.Linear]] = {
     "kv_group": lambda layer: layer.attention.output,
@@ -55,7 +55,7 @@ def sum_over_inputs(
     """Importance of units as the sum over their inputs of the projection.
 
     Args:
-        inputs: Model, mask space of kinds in `PROJECTIONS`, and calibration batches.
+        inputs: Model, unit layout of kinds in `PROJECTIONS`, and calibration batches.
         metric: What is measured.
         measure: Makes the measure of one projection.
 

@@ -12,7 +12,7 @@ def random_metric(inputs: MetricInputs) -> Tensor:
     """Draw every unit's importance from a standard normal distribution.
 
     Args:
-        inputs: Only the mask space and the seed are looked at.
+        inputs: Only the unit layout and the seed are looked at.
 
     Returns:
         Importance, (U,), float64.

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 SCORES = "scores"
 
 
-def load_scores(path: str, space: MaskSpace) -> Tensor:
+def load_scores(path: str, space: UnitLayout) -> Tensor:
     """Read the importance of every unit.
 
     Args:
@@ -45,7 +45,7 @@ def load_scores(path: str, space: MaskSpace) -> Tensor:
     return _checked(tensors[SCORES], path, space)
 
 
-def _checked(scores: Tensor, path: str, space: MaskSpace) -> Tensor:
+def _checked(scores: Tensor, path: str, space: UnitLayout) -> Tensor:
     if scores.shape != (space.num_units,) or not scores.is_floating_point():
         raise UserError(
             f"initialization.scores: {path} holds scores of shape {tuple(scores.shape)} and type "

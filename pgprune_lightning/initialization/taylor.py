@@ -27,7 +27,7 @@ def taylor_metric(inputs: MetricInputs) -> Tensor:
           initialization: {metric: taylor}
 
     Args:
-        inputs: Model, mask space and calibration batches.
+        inputs: Model, unit layout and calibration batches.
 
     Returns:
         Importance, (U,), float64, CPU, in nats per token.

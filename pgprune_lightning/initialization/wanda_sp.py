@@ -21,7 +21,7 @@ def wanda_sp_metric(inputs: MetricInputs) -> Tensor:
     input; a KV group sums over the inputs of its heads, a unit of several channels over those.
 
     Args:
-        inputs: Model, mask space and calibration batches.
+        inputs: Model, unit layout and calibration batches.
 
     Returns:
         Importance, (U,), float64, CPU; raw: comparable within one layer and kind only.

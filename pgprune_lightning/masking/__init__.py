@@ -2,7 +2,7 @@
 
 from pgprune_lightning.masking.decoder_family import FAMILIES, DecoderFamily, decoder_layers
 from pgprune_lightning.masking.gathered import GatheredExecution
-from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.model_units import unit_layout_of
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.masking.widened import WidenedExecution
@@ -14,6 +14,6 @@ __all__ = [
     "MultipliedExecution",
     "WidenedExecution",
     "decoder_layers",
-    "mask_space_of",
     "token_nll",
+    "unit_layout_of",
 ]

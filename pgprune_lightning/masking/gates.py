@@ -23,11 +23,11 @@ from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
 from pgprune_lightning.masking.multiplied import by_sequence
 from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.masking.token_loss import float_logits
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 
 @contextmanager
-def gated(model: PreTrainedModel, space: MaskSpace, gates_BU: Tensor) -> Iterator[PreTrainedModel]:
+def gated(model: PreTrainedModel, space: UnitLayout, gates_BU: Tensor) -> Iterator[PreTrainedModel]:
     """Put gates on a model for the length of a `with` block.
 
     Args:

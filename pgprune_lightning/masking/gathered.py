@@ -26,7 +26,7 @@ from pgprune_lightning.masking.multiplied import put_factors
 from pgprune_lightning.masking.sharding import is_in_parts
 from pgprune_lightning.masking.skipping import replaced_forward, skipped
 from pgprune_lightning.masking.sub_layer import Attention, rows_of_units
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
+from pgprune_lightning.policy.unit_layout import UnitGroup, UnitLayout
 
 
 class GatheredExecution:
@@ -49,7 +49,7 @@ class GatheredExecution:
     def __init__(
         self,
         model: PreTrainedModel,
-        space: MaskSpace,
+        space: UnitLayout,
         *,
         width_multiple: int = 16,
         most_gathered: float = 0.97,

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.sub_layer import DecoderLayer, SubLayer
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 
-def mask_space_of(
+def unit_layout_of(
     model: PreTrainedModel, unit_kinds: Sequence[UnitKind], channels_per_unit: int = 1
-) -> MaskSpace:
+) -> UnitLayout:
     """Describe the units of a model that a mask can drop.
 
     Args:
@@ -27,7 +27,7 @@ def mask_space_of(
             kind `mlp_channel`.
 
     Returns:
-        The mask space, layer by layer. A unit's width is not stored: it is the width of what a
+        The unit layout, layer by layer. A unit's width is not stored: it is the width of what a
         group's units share, divided by their number.
 
     Raises:
@@ -45,7 +45,7 @@ def mask_space_of(
     _check_channels_per_unit(channels_per_unit, unit_kinds, layers)
     bundles = {"mlp_channel": channels_per_unit}
     sizes = [_size(layer, kind, bundles.get(kind, 1)) for layer in layers for kind in unit_kinds]
-    return MaskSpace.build(sizes, total_parameters=_count(model.parameters()))
+    return UnitLayout.build(sizes, total_parameters=_count(model.parameters()))
 
 
 def _check_channels_per_unit(

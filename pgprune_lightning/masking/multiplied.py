@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.skipping import skipped
 from pgprune_lightning.masking.sub_layer import DecoderLayer
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 
 class MultipliedExecution:
@@ -30,7 +30,7 @@ class MultipliedExecution:
         space: The units of that model.
     """
 
-    def __init__(self, model: PreTrainedModel, space: MaskSpace) -> None:
+    def __init__(self, model: PreTrainedModel, space: UnitLayout) -> None:
         self.model = model
         self.space = space
         self.layers = decoder_layers(model)

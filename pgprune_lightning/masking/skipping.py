@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pgprune_lightning.masking.sub_layer import DecoderLayer
-from pgprune_lightning.policy.mask_space import UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind
 
 
 def skipped(layer: DecoderLayer, kind: UnitKind) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from pgprune_lightning.policy.mask_space import UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pgprune_lightning.masking.decoder_family import decoder_layers
 from pgprune_lightning.masking.graphed import GraphedFunction
 from pgprune_lightning.masking.multiplied import multiply_input, multiply_output
 from pgprune_lightning.masking.token_loss import token_losses
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
+from pgprune_lightning.policy.unit_layout import UnitGroup, UnitLayout
 
 
 class WidenedExecution:
@@ -33,7 +33,7 @@ class WidenedExecution:
     """
 
     def __init__(
-        self, model: PreTrainedModel, space: MaskSpace, *, capture: bool | None = None
+        self, model: PreTrainedModel, space: UnitLayout, *, capture: bool | None = None
     ) -> None:
         self.model = model
         self.space = space

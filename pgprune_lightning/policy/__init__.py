@@ -14,7 +14,6 @@ from pgprune_lightning.policy.estimators import (
     MovingAverageBaseline,
     PlainReinforce,
 )
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup, UnitKind
 from pgprune_lightning.policy.policies import (
     PGPE,
     FreeLogits,
@@ -25,6 +24,7 @@ from pgprune_lightning.policy.policies import (
 )
 from pgprune_lightning.policy.projection import project_onto_budget
 from pgprune_lightning.policy.top_k import unit_multiples
+from pgprune_lightning.policy.unit_layout import UnitGroup, UnitKind, UnitLayout
 from pgprune_lightning.policy.updates import (
     Adam,
     NaturalGradient,
@@ -50,7 +50,6 @@ __all__ = [
     "LinearSurrogate",
     "MaskPolicy",
     "MaskSamples",
-    "MaskSpace",
     "MovingAverageBaseline",
     "NaturalGradient",
     "PGPEPolicy",
@@ -61,6 +60,7 @@ __all__ = [
     "StructuredLogits",
     "UnitGroup",
     "UnitKind",
+    "UnitLayout",
     "UpdateFactory",
     "mask_generator",
     "project_onto_budget",

@@ -22,7 +22,6 @@ from pgprune_lightning.policy.layer_bounds import (
     forced_and_allowed,
     project_within_groups,
 )
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 from pgprune_lightning.policy.projection import project_onto_budget
 from pgprune_lightning.policy.top_k import (
     BlockedGroup,
@@ -31,6 +30,7 @@ from pgprune_lightning.policy.top_k import (
     kept_blocks,
     top_units,
 )
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 __all__ = ["BudgetScope", "Constraint", "FeasibleSet"]
 
@@ -70,7 +70,7 @@ class FeasibleSet:
 
     def __init__(
         self,
-        space: MaskSpace,
+        space: UnitLayout,
         keep_ratio: float,
         *,
         scope: BudgetScope = "per_kind",
@@ -198,7 +198,7 @@ class FeasibleSet:
 
 
 def _blocked(
-    space: MaskSpace, constraint: Constraint, multiples: Mapping[UnitKind, int]
+    space: UnitLayout, constraint: Constraint, multiples: Mapping[UnitKind, int]
 ) -> tuple[BlockedGroup, ...]:
     """The blocks of a constraint's groups; none where every unit is one of its own."""
     free = set(constraint.units.tolist())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.layer_bounds import ANY_RATIO, GroupBounds, bound_groups
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitGroup
+from pgprune_lightning.policy.unit_layout import UnitGroup, UnitLayout
 
 BudgetScope = Literal["per_kind", "per_layer", "units", "parameters"]
 
@@ -54,7 +54,7 @@ class Constraint:
 
 
 def build_constraints(
-    space: MaskSpace,
+    space: UnitLayout,
     keep_ratio: float,
     scope: BudgetScope,
     protected_layers: Sequence[int],
@@ -92,7 +92,7 @@ def build_constraints(
     return tuple(constraints)
 
 
-def scope_costs(space: MaskSpace, scope: BudgetScope) -> Tensor:
+def scope_costs(space: UnitLayout, scope: BudgetScope) -> Tensor:
     """What each unit counts in a budget, (U,) float64: its parameters, or 1."""
     costs_U = space.unit_costs_U
     return costs_U if scope == "parameters" else torch.ones_like(costs_U)
@@ -126,7 +126,7 @@ def layer_indices(layers: Sequence[int], num_layers: int) -> set[int]:
     return {layer % num_layers for layer in layers}
 
 
-def _spans(space: MaskSpace, scope: BudgetScope) -> Iterator[tuple[str, list[UnitGroup]]]:
+def _spans(space: UnitLayout, scope: BudgetScope) -> Iterator[tuple[str, list[UnitGroup]]]:
     """Yield the name and the groups of each constraint."""
     if scope == "per_kind":
         for kind in space.kinds:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.mask_space import UnitGroup, UnitKind
+from pgprune_lightning.policy.unit_layout import UnitGroup, UnitKind
 
 SORTED_AT_ONCE = 2**12
 """Units that are sorted as they are; more are split at their mean first."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pgprune_lightning.number_text import plain_text, share_text
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy.mask_space import UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
 from pgprune_lightning.masking.sub_layer import DecoderLayer, SubLayer, rows_of_units
 from pgprune_lightning.modeling_pruned import NoAttention, NoMlp
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 
 @torch.no_grad()
-def cut_model(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTrainedModel:
+def cut_model(model: PreTrainedModel, space: UnitLayout, mask_U: Tensor) -> PreTrainedModel:
     """Copy a model without the units that a mask drops.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, UnitLayout
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class BudgetSchedule:
     """
 
     def __init__(
-        self, space: MaskSpace, keep_ratio: float, progressive: Progressive | None, **options: Any
+        self, space: UnitLayout, keep_ratio: float, progressive: Progressive | None, **options: Any
     ) -> None:
         if progressive is not None:
             progressive.check(keep_ratio)

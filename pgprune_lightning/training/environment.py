@@ -21,9 +21,9 @@ from pgprune_lightning.masking.frozen_model import (
 )
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.model_source import ModelSource
-from pgprune_lightning.masking.model_units import mask_space_of
+from pgprune_lightning.masking.model_units import unit_layout_of
 from pgprune_lightning.plan import BaseModel
-from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.policy import UnitKind, UnitLayout
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 from pgprune_lightning.training.mask_losses import Judge, MaskLosses
 
@@ -44,7 +44,7 @@ class FrozenEnvironment:
             such units.
     """
 
-    space: MaskSpace
+    space: UnitLayout
     config: PreTrainedConfig
     """The model's configuration."""
     num_tokens: int
@@ -56,7 +56,7 @@ class FrozenEnvironment:
     ) -> None:
         self.source = source
         self.config = load_model_config(source)
-        self.space = mask_space_of(model_on_meta(self.config), unit_kinds, channels_per_unit)
+        self.space = unit_layout_of(model_on_meta(self.config), unit_kinds, channels_per_unit)
         self.num_tokens = self.config.vocab_size
         self._losses: MaskLosses | None = None
 

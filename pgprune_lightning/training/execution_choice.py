@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.masking.gathered import GatheredExecution
 from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.widened import WidenedExecution
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 ExecutionName = Literal["gathered", "multiplied", "widened", "auto"]
 
@@ -43,7 +43,7 @@ class ExecutionChoice:
             that is known.
     """
 
-    def __init__(self, model: PreTrainedModel, space: MaskSpace, name: ExecutionName) -> None:
+    def __init__(self, model: PreTrainedModel, space: UnitLayout, name: ExecutionName) -> None:
         self.multiplied = MultipliedExecution(model, space)
         self._gathered = GatheredExecution(model, space)
         self._on_trial: str | None = None

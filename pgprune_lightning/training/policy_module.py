@@ -15,7 +15,7 @@ from pgprune_lightning.masking.decoder_family import family_of
 from pgprune_lightning.masking.frozen_model import load_model_config
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, MaskSpace
+from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, UnitLayout
 from pgprune_lightning.training.budget_schedule import BudgetSchedule
 from pgprune_lightning.training.checkpoints import (
     check_run,
@@ -49,7 +49,7 @@ class PolicyModule(LightningModule):
         return family_of(load_model_config(self.source)).needs_bos
 
     @property
-    def space(self) -> MaskSpace:
+    def space(self) -> UnitLayout:
         """The units, known after `setup`."""
         return self.environment.space
 

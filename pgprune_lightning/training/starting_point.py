@@ -27,7 +27,7 @@ from pgprune_lightning.initialization.initial_policy import (
 )
 from pgprune_lightning.initialization.measurement import Measurement
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.policy import FeasibleSet, MaskPolicy, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, MaskPolicy, UnitLayout
 from pgprune_lightning.policy.budgeted_logits import logits_of
 from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.measured_start import MeasuredStart
@@ -51,7 +51,7 @@ class StartingPoint:
     def __init__(
         self,
         initialization: Initialization,
-        space: MaskSpace,
+        space: UnitLayout,
         base_model: str,
         feature_names: Sequence[str] = (),
         shard: int = 1,

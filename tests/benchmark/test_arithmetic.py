@@ -13,7 +13,7 @@ from pgprune_lightning.benchmark.arithmetic import (
     kept_projection_parameters,
     matmul_peak,
 )
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from tests.tiny_models import VOCABULARY, make_tiny_model
 
 # llama_gqa: hidden 32, four heads and two KV heads of 8, MLP 24, three layers.
@@ -33,7 +33,7 @@ MLP = 3 * 32 * 24
 )
 def test_kept_weights_by_hand(kinds: list[Any], expected: float) -> None:
     model = make_tiny_model("llama_gqa")
-    space = mask_space_of(model, kinds)
+    space = unit_layout_of(model, kinds)
     kept_U = torch.full((space.num_units,), 0.5)
     for kind in set(kinds) & {"mlp_channel", "mlp"}:
         kept_U[space.units_of(kind)] = 0.25
@@ -42,7 +42,7 @@ def test_kept_weights_by_hand(kinds: list[Any], expected: float) -> None:
 
 def test_operations_of_a_step_by_hand(workload: Workload) -> None:
     model = make_tiny_model("llama_gqa")
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     kept_U = torch.full((space.num_units,), 0.5)
     layers = 3 * 0.5 * (ATTENTION + MLP) * 2 * 12
     vocabulary = VOCABULARY * 32 * 2 * 11

@@ -12,7 +12,7 @@ from pgprune_lightning.benchmark import Workload
 from pgprune_lightning.benchmark.learning import Learning
 from pgprune_lightning.benchmark.pruning_step import PruningStep
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.policy import (
     Adam,
     DenseLossControlVariate,
@@ -42,7 +42,7 @@ def step_of(
     workload: Workload, learning: Learning, execution: ExecutionName = "multiplied"
 ) -> PruningStep:
     model = make_tiny_model("llama_gqa")
-    space = mask_space_of(model, workload.unit_kinds, workload.channels_per_unit)
+    space = unit_layout_of(model, workload.unit_kinds, workload.channels_per_unit)
     feasible_set = workload.feasible_set(space, 0.6)
     start_U = feasible_set.project(torch.full((space.num_units,), 0.6).double())
     batch_BT = workload.batch(VOCABULARY, torch.device("cpu"))

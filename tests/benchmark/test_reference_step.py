@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.benchmark import Workload
 from pgprune_lightning.benchmark.pruning_step import PruningStep
 from pgprune_lightning.benchmark.reference_step import ReferenceStep
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 from tests.tiny_models import VOCABULARY, make_tiny_model
 
@@ -20,7 +20,7 @@ from tests.tiny_models import VOCABULARY, make_tiny_model
 def both(
     model: PreTrainedModel, workload: Workload, execution: ExecutionName, start: float = 0.6
 ) -> tuple[ReferenceStep, PruningStep]:
-    space = mask_space_of(model, workload.unit_kinds, workload.channels_per_unit)
+    space = unit_layout_of(model, workload.unit_kinds, workload.channels_per_unit)
     feasible_set = workload.feasible_set(space, start)
     start_U = feasible_set.project(torch.full((space.num_units,), start).double())
     batch_BT = workload.batch(VOCABULARY, torch.device("cpu"))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.experiment import Experiment, Method
 from pgprune_lightning.comparison.results import collect
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.plan import BaseModel, PruningPlan
 
 EXPERIMENT = Experiment(
@@ -65,7 +65,7 @@ def test_masks_of_two_models_have_no_distance(
     finished = []
     for method, folder in models.items():
         name = "llama_mha" if method == "other" else "llama_gqa"
-        space = mask_space_of(tiny_model(name), ["kv_group", "mlp_channel"])
+        space = unit_layout_of(tiny_model(name), ["kv_group", "mlp_channel"])
         mask_U = torch.ones(space.num_units, dtype=torch.bool)
         mask_U[0] = method == "two"
         base_model = BaseModel(str(folder), "llama", "0" * 64, space.total_parameters)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.cli import main
 from pgprune_lightning.evaluation import evaluate_zero_shot
 from pgprune_lightning.finetuning import LoraOptions, finetune_lora, read_alpaca
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -60,7 +60,7 @@ def _dense(data: Path) -> PreTrainedModel:
 
 def _cut(data: Path, cell: Path) -> PreTrainedModel:
     dense, plan = _dense(data), PruningPlan.load(cell / "plan")
-    return cut_model(dense, mask_space_of(dense, list(plan.space.kinds)), plan.mask_U)
+    return cut_model(dense, unit_layout_of(dense, list(plan.space.kinds)), plan.mask_U)
 
 
 ZERO_SHOT: dict[str, Any] = {

@@ -8,20 +8,20 @@ from pgprune_lightning.comparison.hamming import (
     sparsity_by_layer,
 )
 from pgprune_lightning.plan import BaseModel, PruningPlan
-from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.policy import UnitKind, UnitLayout
 
 LAYERS, GROUPS, CHANNELS = 3, 2, 6
 
 
-def _space(*sizes: tuple[UnitKind, int]) -> MaskSpace:
+def _space(*sizes: tuple[UnitKind, int]) -> UnitLayout:
     groups = [(layer, kind, count, 1, 0) for layer in range(LAYERS) for kind, count in sizes]
-    return MaskSpace.build(groups, total_parameters=1000)
+    return UnitLayout.build(groups, total_parameters=1000)
 
 
 PARTS = _space(("kv_group", GROUPS), ("mlp_channel", CHANNELS))
 
 
-def _plan(space: MaskSpace, *kept: int) -> PruningPlan:
+def _plan(space: UnitLayout, *kept: int) -> PruningPlan:
     mask_U = torch.tensor(kept, dtype=torch.bool)
     assert len(mask_U) == space.num_units
     model = BaseModel("tiny", "llama", "0" * 64, 1000)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import latency
 from pgprune_lightning.evaluation.latency import WARM_UP_PASSES, measure_latency
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import make_tiny_model
 
@@ -58,7 +58,7 @@ def test_counts_what_a_cut_model_holds(
 ) -> None:
     """The first of them has tied embeddings, which count once."""
     model = tiny_model(name)
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
     cut = cut_model(model, space, mask_U)
     measured = measure_latency(cut, batch_size=1, sequence_length=4, repetitions=1)

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pgprune_lightning.evaluation.pass_counter import TOKENS_OF_A_PASS, PassCounter
-from pgprune_lightning.masking import mask_space_of, token_nll
+from pgprune_lightning.masking import token_nll, unit_layout_of
 from pgprune_lightning.masking.gates import gate_gradient, gated
 from tests.tiny_models import random_tokens
 
@@ -16,7 +16,7 @@ NONE = {"initialization": 0.0, "training": 0.0, "validation": 0.0, "backward": 0
 
 def test_passes_are_counted_by_their_tokens(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("llama_gqa")
-    space = mask_space_of(model, ["kv_group"])
+    space = unit_layout_of(model, ["kv_group"])
     batch_BT = random_tokens(rows=2, tokens=16)
     share = batch_BT.numel() / TOKENS_OF_A_PASS
     counter = PassCounter()

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pgprune_lightning.evaluation import greedy_continuation
-from pgprune_lightning.masking import MultipliedExecution, mask_space_of
+from pgprune_lightning.masking import MultipliedExecution, unit_layout_of
 from tests.tiny_models import VOCABULARY
 
 PROMPT = "w5 w9 w60 w33"
@@ -41,7 +41,7 @@ def test_likeliest_token_each_time(
     emptied: str | None,
 ) -> None:
     model = tiny_model("llama_gqa")
-    space = mask_space_of(model, ["layer"] if emptied == "layer" else ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["layer"] if emptied == "layer" else ["kv_group", "mlp_channel"])
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     if emptied is not None:
         space.view(mask_U, 0, emptied).fill_(False)

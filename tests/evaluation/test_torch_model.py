@@ -7,13 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from pgprune_lightning.evaluation import TorchModel
-from pgprune_lightning.masking import mask_space_of, token_nll
+from pgprune_lightning.masking import token_nll, unit_layout_of
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import make_tiny_model, random_tokens
 
 
 def _without_first_attention(model: PreTrainedModel) -> PreTrainedModel:
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
     space.view(mask_U, 0, "kv_group").fill_(False)
     return cut_model(model, space, mask_U)

@@ -25,7 +25,7 @@ from pgprune_lightning.evaluation.zero_shot_tasks import (
     check_zero_shot_tasks,
     local_task_definition,
 )
-from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_nll
+from pgprune_lightning.masking import MultipliedExecution, token_nll, unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -161,7 +161,7 @@ def test_a_mask_scores_as_the_model_cut_by_it(
     """The mask empties the first attention too, by which a cache would count positions."""
     pytest.importorskip("lm_eval", reason=NOT_INSTALLED)
     (model, tokenizer), folder = stories, pgprune_data / "zeroshot"
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
     space.view(mask_U, 0, "kv_group").fill_(False)
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export.decilm import DeciLM
 from pgprune_lightning.export.export_format import ExportOptions, PrunedModel
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from tests.tiny_exports import prune
 from tests.tiny_models import masks_of, random_tokens
 
@@ -39,7 +39,7 @@ LLAMA_3 = {
 
 def pruned_by(model: PreTrainedModel, mask_U: Tensor, **units: Any) -> PrunedModel:
     """A model with a mask over units of some kinds."""
-    return prune(model, mask_space_of(model, **units), mask_U)
+    return prune(model, unit_layout_of(model, **units), mask_U)
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def test_every_mask_is_exact(
     tmp_path: Path,
 ) -> None:
     model = tiny_model(name, **overrides)
-    space = mask_space_of(model, **units)
+    space = unit_layout_of(model, **units)
     for number, (mask_name, mask_U) in enumerate(masks_of(space)):
         pruned, folder = pruned_by(model, mask_U, **units), tmp_path / str(number)
         DeciLM().check(model.config, pruned.widths, FLOAT32)
@@ -83,7 +83,7 @@ def test_weights_that_are_changed_are_noticed(
 ) -> None:
     model = tiny_model("llama_gqa")
     units = {"unit_kinds": ["kv_group", "mlp_channel"]}
-    mask_U = torch.ones(mask_space_of(model, **units).num_units, dtype=torch.bool)
+    mask_U = torch.ones(unit_layout_of(model, **units).num_units, dtype=torch.bool)
     pruned = pruned_by(model, mask_U, **units)
     DeciLM().write(pruned, tmp_path, FLOAT32)
     weights = load_file(tmp_path / "model.safetensors")
@@ -97,7 +97,7 @@ def test_the_folder_is_smaller_and_says_what_vllm_asks(
 ) -> None:
     model = tiny_model("llama_mha")
     units = {"unit_kinds": ["kv_group", "mlp_channel"]}
-    space = mask_space_of(model, **units)
+    space = unit_layout_of(model, **units)
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     space.view(mask_U, 0, "kv_group")[1:].fill_(False)
     space.view(mask_U, 1, "kv_group").fill_(False)
@@ -138,7 +138,7 @@ def test_the_configuration_needs_transformers_alone(
 ) -> None:
     model = tiny_model("llama_gqa")
     units = {"unit_kinds": ["kv_group", "mlp_channel"]}
-    mask_U = torch.ones(mask_space_of(model, **units).num_units, dtype=torch.bool)
+    mask_U = torch.ones(unit_layout_of(model, **units).num_units, dtype=torch.bool)
     DeciLM().write(pruned_by(model, mask_U, **units), tmp_path, FLOAT32)
     program = """
 import copy, pickle, sys

@@ -15,7 +15,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.export import ExportOptions
 from pgprune_lightning.export.export_choice import MaskOptions, choose_exports
 from pgprune_lightning.export.formats import FORMATS
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.policy import FeasibleSet
 from tests.tiny_exports import make_plan
 from tests.tiny_models import make_tiny_model
@@ -31,7 +31,7 @@ def choose(plan: Any, **masks: Any) -> Any:
 
 
 def test_the_plan_s_own_mask_is_not_made_anew() -> None:
-    space = mask_space_of(make_tiny_model(MODEL), BOTH)
+    space = unit_layout_of(make_tiny_model(MODEL), BOTH)
     odd_U = torch.ones(space.num_units, dtype=torch.bool)
     odd_U[3] = False
     for masks in ({}, {"keep_ratios": (0.5,)}):
@@ -42,7 +42,7 @@ def test_the_plan_s_own_mask_is_not_made_anew() -> None:
 
 @pytest.mark.parametrize("scope", ["per_kind", "per_layer", "units", "parameters"])
 def test_other_ratios_are_cut_under_the_same_budget(scope: Any) -> None:
-    space = mask_space_of(make_tiny_model(MODEL), BOTH)
+    space = unit_layout_of(make_tiny_model(MODEL), BOTH)
     options: dict[str, Any] = {"scope": scope, "protected_layers": [1]}
     plan = make_plan(space, keep_ratio=0.8, **options)
     first, second = choose(plan, keep_ratios=(0.9, 0.55))
@@ -53,7 +53,7 @@ def test_other_ratios_are_cut_under_the_same_budget(scope: Any) -> None:
 
 
 def test_equal_probabilities_are_ranked_by_the_plan() -> None:
-    space = mask_space_of(make_tiny_model(MODEL), ["mlp_channel"])
+    space = unit_layout_of(make_tiny_model(MODEL), ["mlp_channel"])
     last_U = torch.zeros(space.num_units, dtype=torch.bool)
     last_U[-36:] = True
     plan = replace(
@@ -66,7 +66,7 @@ def test_equal_probabilities_are_ranked_by_the_plan() -> None:
 
 
 def test_multiples_hold_in_every_layer() -> None:
-    space = mask_space_of(make_tiny_model(MODEL), BOTH, 4)
+    space = unit_layout_of(make_tiny_model(MODEL), BOTH, 4)
     for choice in choose(
         make_plan(space, keep_ratio=0.8), keep_ratios=(0.8, 0.6), round_to=8, tensor_parallel=2
     ):
@@ -75,7 +75,7 @@ def test_multiples_hold_in_every_layer() -> None:
 
 
 def test_multiples_of_the_run_are_kept() -> None:
-    space = mask_space_of(make_tiny_model(MODEL), BOTH)
+    space = unit_layout_of(make_tiny_model(MODEL), BOTH)
     plan = make_plan(space, keep_ratio=0.8, round_to=8)
     (choice,) = choose(plan, keep_ratios=(0.6,))
     assert {layer.mlp_channels for layer in choice.widths} <= {0, 8, 16, 24}
@@ -94,12 +94,12 @@ def test_multiples_of_the_run_are_kept() -> None:
     ],
 )
 def test_what_cannot_be(kinds: Any, masks: dict[str, Any], message: str) -> None:
-    plan = make_plan(mask_space_of(make_tiny_model(MODEL), kinds))
+    plan = make_plan(unit_layout_of(make_tiny_model(MODEL), kinds))
     with pytest.raises(UserError, match=message):
         choose(plan, **masks)
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    space = mask_space_of(make_tiny_model(MODEL), ["layer"])
+    space = unit_layout_of(make_tiny_model(MODEL), ["layer"])
     with pytest.raises(UserError, match="leaves no layer"):
         choose(make_plan(space, torch.zeros(3, dtype=torch.bool)))

@@ -10,7 +10,7 @@ import torch
 
 from pgprune_lightning.export.stock import stock_config
 from pgprune_lightning.export.widths import layer_widths
-from pgprune_lightning.masking import FAMILIES, mask_space_of
+from pgprune_lightning.masking import FAMILIES, unit_layout_of
 from pgprune_lightning.modeling_pruned import FAMILY_STEMS
 from tests.tiny_models import make_tiny_model
 
@@ -24,7 +24,7 @@ def test_every_family_has_its_classes() -> None:
 def test_heads_that_share_the_hidden_size_cannot_be_fewer(name: str) -> None:
     """Two of four heads of 8 would be two of 16: another model, and no error of transformers'."""
     model = make_tiny_model(name)
-    space = mask_space_of(model, ["kv_group"])
+    space = unit_layout_of(model, ["kv_group"])
     half_U = torch.tensor([True, False, True, False] * 3)
     widths = layer_widths(model.config, space, half_U)
     reason = stock_config(model.config, widths)

@@ -22,10 +22,10 @@ from pgprune_lightning.export.export_record import write_export
 from pgprune_lightning.export.formats import FORMATS
 from pgprune_lightning.export.padded import padded_model
 from pgprune_lightning.export.self_check import check_export
-from pgprune_lightning.masking import MultipliedExecution, mask_space_of
+from pgprune_lightning.masking import MultipliedExecution, unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 from tests.tiny_exports import prune
 from tests.tiny_models import claim_tied, make_tiny_model, masks_of, random_tokens
 
@@ -37,7 +37,7 @@ def load(path: Path) -> PreTrainedModel:
     return load_frozen_model(source, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def uneven_mask(space: MaskSpace) -> Tensor:
+def uneven_mask(space: UnitLayout) -> Tensor:
     """A random mask without the first group, such as the first layer's attention."""
     return dict(masks_of(space))[f"no {space.groups[0].kind} in layer 0"]
 
@@ -45,7 +45,7 @@ def uneven_mask(space: MaskSpace) -> Tensor:
 def test_masked_equals_cut_equals_reloaded(
     family_model: PreTrainedModel, units: dict[str, Any], tmp_path: Path
 ) -> None:
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     pruned = prune(family_model, space, uneven_mask(space))
     FORMATS["hf"].check(family_model.config, pruned.widths, OPTIONS)
     FORMATS["hf"].write(pruned, tmp_path, OPTIONS)
@@ -59,7 +59,7 @@ def test_masked_equals_cut_equals_reloaded(
 def test_zeros_stand_for_what_was_dropped(
     family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     tokens_BT = random_tokens()
     # They leave with their sub-layer, but need not be zero.
     norms = sum(w.numel() for name, w in family_model.named_parameters() if "norm" in name)
@@ -77,7 +77,7 @@ def test_zeros_stand_for_what_was_dropped(
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_record_says_what_was_written(name: str, tmp_path: Path) -> None:
     model = make_tiny_model("llama_gqa")
-    pruned = prune(model, mask_space_of(model, ["layer"]), torch.tensor([True, False, True]))
+    pruned = prune(model, unit_layout_of(model, ["layer"]), torch.tensor([True, False, True]))
     record = write_export(pruned, FORMATS[name], OPTIONS, tmp_path)
     assert json.loads((tmp_path / "export.json").read_text()) == record
     assert record["format"] == name
@@ -106,7 +106,7 @@ def test_the_files_say_whether_the_head_is_the_embedding(
 
     model = load(claim_tied(saved))
     assert model.config.tie_word_embeddings == (stored != "both")
-    pruned = prune(model, mask_space_of(model, ["layer"]), torch.tensor([True, False, True]))
+    pruned = prune(model, unit_layout_of(model, ["layer"]), torch.tensor([True, False, True]))
     (tmp_path / "out").mkdir()
     record = write_export(pruned, FORMATS[name], OPTIONS, tmp_path / "out")
     head = 0 if stored == "both" else 97 * 32
@@ -147,7 +147,7 @@ class Careless(ExportFormat):
 @pytest.mark.parametrize("shift", [0.1, float("nan")])
 def test_another_model_on_the_disk_is_an_error(shift: float, tmp_path: Path) -> None:
     model = make_tiny_model("llama_gqa")
-    pruned = prune(model, mask_space_of(model, ["layer"]), torch.tensor([True, False, True]))
+    pruned = prune(model, unit_layout_of(model, ["layer"]), torch.tensor([True, False, True]))
     assert check_export(pruned, Careless(0.0), tmp_path, OPTIONS).reloaded == pytest.approx(0)
     with pytest.raises(UserError, match="the reloaded model's logits differ"):
         check_export(pruned, Careless(shift), tmp_path, OPTIONS)
@@ -161,7 +161,7 @@ def test_small_types_are_checked_in_float32_and_stay_small(
     for parameter in model.parameters():  # as `from_pretrained` does, which leaves buffers alone
         parameter.data = parameter.data.to(dtype)
     frequencies = model.model.rotary_emb.inv_freq.clone()
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     record = write_export(prune(model, space), FORMATS["hf"], ExportOptions(dtype), tmp_path)
     assert record["checked_in"] == "float32"
     assert record["max_logit_difference"] < 1e-4

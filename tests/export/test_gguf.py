@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from pgprune_lightning.evaluation.llama_cpp import LlamaCppModel
 from pgprune_lightning.export.export_format import Quantization
 from pgprune_lightning.export.gguf_file import write_gguf
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import random_tokens
 
@@ -55,7 +55,7 @@ def stories(pgprune_data: Path) -> tuple[PreTrainedModel, Tokenizer, Tensor]:
     return model.requires_grad_(False), tokenizer, torch.tensor([tokenizer(text)["input_ids"][:96]])
 
 
-def masks(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
+def masks(space: UnitLayout) -> Iterator[tuple[str, Tensor]]:
     """Every gap of the graph `deci`, with uneven layers around it."""
     generator = torch.Generator().manual_seed(0)
     yield "all ones", torch.ones(space.num_units, dtype=torch.bool)
@@ -100,7 +100,7 @@ def test_every_mask_runs(
     stories: tuple[PreTrainedModel, Tokenizer, Tensor], tmp_path: Path
 ) -> None:
     model, tokenizer, tokens_BT = stories
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     for number, (name, mask_U) in enumerate(masks(space)):
         cut = cut_model(model, space, mask_U)
         assert difference(cut, tmp_path / f"{number}.gguf", tokens_BT, tokenizer) < 1e-5, name
@@ -111,7 +111,7 @@ def test_dropped_layers_run(
     stories: tuple[PreTrainedModel, Tokenizer, Tensor], tmp_path: Path
 ) -> None:
     model, tokenizer, tokens_BT = stories
-    space = mask_space_of(model, ["layer"])
+    space = unit_layout_of(model, ["layer"])
     cut = cut_model(model, space, torch.tensor([False, True, False, True, True]))
     assert difference(cut, tmp_path / "model.gguf", tokens_BT, tokenizer) < 1e-5
 
@@ -125,7 +125,7 @@ def test_packed_types_are_near(
     tmp_path: Path,
 ) -> None:
     model, tokenizer, tokens_BT = stories
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.6
     cut, file = cut_model(model, space, mask_U), tmp_path / "model.gguf"
     assert difference(cut, file, tokens_BT, tokenizer, quantization=quantization) < most
@@ -135,7 +135,7 @@ def test_packed_types_are_smaller(
     stories: tuple[PreTrainedModel, Tokenizer, Tensor], tmp_path: Path
 ) -> None:
     model, tokenizer, _ = stories
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.6
     cut, sizes = cut_model(model, space, mask_U), []
     for quantization in ("f32", "f16", "q8_0"):
@@ -154,7 +154,7 @@ def test_every_variant_of_the_family_runs(
 ) -> None:
     name, overrides = VARIANTS[variant]
     model = tiny_model(name, **overrides)
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(1)) < 0.7
     space.view(mask_U, 0, "kv_group").fill_(False)
     cut, tokenizer = cut_model(model, space, mask_U), byte_level_tokenizer(97)
@@ -171,7 +171,7 @@ def test_other_graphs_run_even_layers(
     tmp_path: Path,
 ) -> None:
     model = tiny_model(name, attention_bias=False) if name == "qwen3" else tiny_model(name)
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     for layer in range(3):
         space.view(mask_U, layer, "mlp_channel")[layer : layer + 9].fill_(False)
@@ -201,7 +201,7 @@ def test_a_pretrained_model_runs(smollm2_gguf: Path, tmp_path: Path) -> None:
     """SmolLM2-135M at a keep ratio of 0.7, with the tokenizer of the file that it came from."""
     source = resolve_model_source(str(smollm2_gguf))
     model = load_frozen_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.7
     cut = cut_model(model, space, mask_U)
     tokens_BT = torch.randint(49152, (1, 64), generator=torch.Generator().manual_seed(1))

@@ -14,7 +14,7 @@ from pgprune_lightning.export.gguf_layers import (
     head_dim_of,
     layer_tensors,
 )
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.slicing import cut_model
 
 
@@ -24,7 +24,7 @@ def cut_of(tiny_model: Callable[..., PreTrainedModel]) -> Callable[..., PreTrain
 
     def cut(*dropped: int | str, **overrides: object) -> PreTrainedModel:
         model = tiny_model("llama_gqa", **overrides)
-        space = mask_space_of(model, ["kv_group", "mlp_channel"])
+        space = unit_layout_of(model, ["kv_group", "mlp_channel"])
         mask_U = torch.ones(space.num_units, dtype=torch.bool)
         mask_U[space.flat_index(1, "mlp_channel", 3)] = False
         for layer, kind in zip(dropped[::2], dropped[1::2], strict=True):

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 from pgprune_lightning.export import ExportOptions
 from pgprune_lightning.export.formats import FORMATS
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from tests.tiny_exports import prune
 from tests.tiny_models import make_tiny_model, random_tokens
 
@@ -30,7 +30,7 @@ def write_uneven(folder: Path, name: str = "llama_gqa", **overrides: Any) -> Pre
     """Write a model without the first layer's attention and the last one's MLP."""
     model = make_tiny_model(name, **overrides)
     model.generation_config.max_new_tokens = 7
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(2)) < 0.7
     space.view(mask_U, 0, "kv_group").fill_(False)
     space.view(mask_U, 2, "kv_group")[-1] = True
@@ -160,7 +160,7 @@ assert not any(name.startswith("pgprune") for name in sys.modules)
 
 def test_equal_widths_are_a_stock_class(tmp_path: Path) -> None:
     model = make_tiny_model("qwen2_mixed")
-    space = mask_space_of(model, ["layer"])
+    space = unit_layout_of(model, ["layer"])
     pruned = prune(model, space, torch.tensor([False, True, True]))
     FORMATS["hf"].write(pruned, tmp_path, ExportOptions(torch.float32))
     config = json.loads((tmp_path / "config.json").read_text())

@@ -17,7 +17,7 @@ from pgprune_lightning.export.export_format import PrunedModel
 from pgprune_lightning.export.planned_model import PlannedModel
 from pgprune_lightning.export.runtimes import runtime_verdicts
 from pgprune_lightning.export.widths import layer_widths
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.plan import BaseModel, PruningPlan
 
 FORMATS = ("hf", "uniform", "padded", "gguf", "decilm", "plan")
@@ -35,7 +35,7 @@ def pruned_by(tiny_model: Callable[..., PreTrainedModel]) -> Callable[..., Prune
         **overrides: Any,
     ) -> PrunedModel:
         model = tiny_model(family, **overrides)
-        space = mask_space_of(model, unit_kinds)
+        space = unit_layout_of(model, unit_kinds)
         s_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)).double()
         s_U = s_U if probabilities is None else probabilities(s_U)
         mask_U = torch.zeros(space.num_units, dtype=torch.bool)

@@ -17,7 +17,7 @@ from pgprune_lightning.export.formats import FORMATS
 from pgprune_lightning.export.self_check import check_export
 from pgprune_lightning.export.uniform import uniform_mask
 from pgprune_lightning.export.widths import are_equal
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.policy.constraint import scope_costs
 from tests.tiny_exports import make_plan, prune
 from tests.tiny_models import CONFIGS, make_tiny_model
@@ -32,7 +32,7 @@ def test_the_best_units_of_each_layer_stay_within_the_budget(
     scope: Any, multiples: dict[Any, int]
 ) -> None:
     model = make_tiny_model("llama_mha")
-    space = mask_space_of(model, BOTH)
+    space = unit_layout_of(model, BOTH)
     plan = make_plan(space, keep_ratio=0.7, scope=scope)
     mask_U = uniform_mask(plan, plan.mask_U, multiples)
     widths = layer_widths(model.config, space, mask_U)
@@ -53,7 +53,7 @@ def test_the_best_units_of_each_layer_stay_within_the_budget(
 
 
 def test_every_layer_keeps_one_unit_at_least() -> None:
-    space = mask_space_of(make_tiny_model("llama_gqa"), BOTH)
+    space = unit_layout_of(make_tiny_model("llama_gqa"), BOTH)
     plan = make_plan(space, keep_ratio=0.2)  # one of six KV groups
     kept = uniform_mask(plan, plan.mask_U, {})
     assert space.kept_by_kind(kept)["kv_group"] == 3
@@ -63,7 +63,7 @@ def test_every_layer_keeps_one_unit_at_least() -> None:
 def test_every_family_has_a_stock_class(name: str, tmp_path: Path) -> None:
     model = make_tiny_model(name)
     heads_share = model.config.model_type in ("opt", "gpt_neox")
-    space = mask_space_of(model, ["mlp_channel"] if heads_share else BOTH)
+    space = unit_layout_of(model, ["mlp_channel"] if heads_share else BOTH)
     plan = make_plan(space, keep_ratio=0.6)
     pruned = prune(model, space, uniform_mask(plan, plan.mask_U, {}))
     FORMATS["uniform"].check(model.config, pruned.widths, OPTIONS)
@@ -77,7 +77,7 @@ def test_every_family_has_a_stock_class(name: str, tmp_path: Path) -> None:
 def test_heads_that_llama_refuses_go_to_its_twin(tmp_path: Path) -> None:
     """Three heads of 8 do not divide 32: the same computation has another class."""
     model = make_tiny_model("llama_mha")
-    space = mask_space_of(model, BOTH)
+    space = unit_layout_of(model, BOTH)
     mask_U = uniform_mask(plan := make_plan(space, keep_ratio=0.8), plan.mask_U, {})
     pruned = prune(model, space, mask_U)
     assert pruned.widths[0].query_heads == 3
@@ -90,7 +90,7 @@ def test_heads_that_llama_refuses_go_to_its_twin(tmp_path: Path) -> None:
 
 def test_pairs_of_sub_layers_become_layers() -> None:
     model = make_tiny_model("llama_gqa")
-    space = mask_space_of(model, ["attention", "mlp"])
+    space = unit_layout_of(model, ["attention", "mlp"])
     mask_U = torch.tensor([True, True, False, True, True, False])
     plan = make_plan(space, mask_U)
     kept = uniform_mask(plan, mask_U, {})
@@ -110,7 +110,7 @@ def test_protected_layers_are_cut_as_the_others_within_the_budget(
     scope: Any, keep_ratio: float, protected: list[int], tmp_path: Path
 ) -> None:
     model = make_tiny_model("llama_mha")
-    space = mask_space_of(model, BOTH)
+    space = unit_layout_of(model, BOTH)
     plan = make_plan(space, keep_ratio=keep_ratio, scope=scope, protected_layers=protected)
     named = "0" if protected == [0] else "0, 2"
     with pytest.warns(UserWarning, match=f"uniform cuts the protected layers {named} as it does"):
@@ -129,7 +129,7 @@ def test_protected_layers_are_cut_as_the_others_within_the_budget(
 
 def test_protected_pairs_of_sub_layers_stay() -> None:
     """A whole layer can stay as it is, however little the plan's probabilities say for it."""
-    space = mask_space_of(make_tiny_model("llama_gqa"), ["attention", "mlp"])
+    space = unit_layout_of(make_tiny_model("llama_gqa"), ["attention", "mlp"])
     plan = make_plan(space, torch.tensor([True] * 4 + [False] * 2), protected_layers=[1])
     plan.keep_probabilities_U[2:4] = 0
     pairs = uniform_mask(plan, plan.mask_U, {}).reshape(3, 2)
@@ -138,7 +138,7 @@ def test_protected_pairs_of_sub_layers_stay() -> None:
 
 
 def test_a_kind_of_sub_layer_alone_cannot_be_of_equal_widths() -> None:
-    space = mask_space_of(make_tiny_model("llama_gqa"), ["attention"])
+    space = unit_layout_of(make_tiny_model("llama_gqa"), ["attention"])
     plan = make_plan(space, torch.ones(space.num_units, dtype=torch.bool))
     with pytest.raises(UserError, match="the plan drops attention as a whole"):
         uniform_mask(plan, plan.mask_U, {})
@@ -146,7 +146,7 @@ def test_a_kind_of_sub_layer_alone_cannot_be_of_equal_widths() -> None:
 
 def test_uneven_widths_are_refused_with_layer_and_rule() -> None:
     model = make_tiny_model("llama_gqa")
-    space = mask_space_of(model, ["mlp_channel"])
+    space = unit_layout_of(model, ["mlp_channel"])
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     mask_U[-1] = False
     widths = layer_widths(model.config, space, mask_U)

@@ -19,7 +19,7 @@ from pgprune_lightning.finetuning import LoraOptions, finetune_lora, read_alpaca
 from pgprune_lightning.finetuning.alpaca import NOT_SCORED
 from pgprune_lightning.finetuning.lora import attach_adapter, train_adapter
 from pgprune_lightning.finetuning.options import check_finetuning
-from pgprune_lightning.masking import mask_space_of, token_nll
+from pgprune_lightning.masking import token_nll, unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -36,7 +36,7 @@ def _peft() -> None:
 
 def _half(model: PreTrainedModel) -> PreTrainedModel:
     """The model cut by half, without the first attention and the second MLP."""
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
     space.view(mask_U, 0, "kv_group").fill_(False)
     space.view(mask_U, 1, "mlp_channel").fill_(False)

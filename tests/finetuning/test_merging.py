@@ -16,7 +16,7 @@ from pgprune_lightning.finetuning.adapter_training import AdapterTraining
 from pgprune_lightning.finetuning.lora import attach_adapter
 from pgprune_lightning.finetuning.merging import keep_pruned, merge, probe_logits, zero_columns
 from pgprune_lightning.finetuning.options import LoraOptions
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import make_tiny_model, random_tokens
 
@@ -32,7 +32,7 @@ def _peft() -> None:
 @pytest.mark.parametrize("name", ["llama_biased", "qwen3", "mistral", "qwen2_mixed"])
 def test_pruned_units_stay_zero(name: str) -> None:
     dense = make_tiny_model(name)
-    space = mask_space_of(dense, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(dense, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
     for layer in (1, 2):
         space.view(mask_U, layer, "kv_group").copy_(torch.tensor([True, False]))

@@ -1,4 +1,4 @@
-"""A mask space of two kinds, what a metric is given about a tiny model, and what its layers read.
+"""A unit layout of two kinds, what a metric is given about a tiny model, and what its layers read.
 
 Shapes: T tokens, I inputs of a projection.
 """
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.policy import UnitKind, UnitLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def space() -> MaskSpace:
+def space() -> UnitLayout:
     """Two layers of unequal width, 4 KV groups and 26 channels in all."""
     sizes: list[tuple[int, UnitKind, int, int, int]] = [
         (0, "kv_group", 2, 70, 5),
@@ -29,7 +29,7 @@ def space() -> MaskSpace:
         (1, "kv_group", 2, 70, 5),
         (1, "mlp_channel", 16, 9, 4),
     ]
-    return MaskSpace.build(sizes, total_parameters=1000)
+    return UnitLayout.build(sizes, total_parameters=1000)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def metric_inputs(
     `name` chooses another tiny model, which is exact in float64 with `dtype`.
     """
     from pgprune_lightning.initialization.metric import MetricInputs
-    from pgprune_lightning.masking import mask_space_of
+    from pgprune_lightning.masking import unit_layout_of
 
     def make(
         unit_kinds: list[UnitKind],
@@ -52,7 +52,7 @@ def metric_inputs(
         dtype: torch.dtype = torch.float32,
     ) -> MetricInputs:
         model = nn.Module.to(tiny_model(name), dtype)
-        space = mask_space_of(model, unit_kinds, channels_per_unit)
+        space = unit_layout_of(model, unit_kinds, channels_per_unit)
         return MetricInputs(model, space, lambda: batches, seed)
 
     return make

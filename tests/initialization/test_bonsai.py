@@ -24,7 +24,7 @@ from pgprune_lightning.initialization.bonsai import (
 )
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.masking import MultipliedExecution, token_nll
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 from tests.tiny_models import random_tokens
 
 BATCHES = [random_tokens(rows=3), random_tokens(rows=1, seed=1)]
@@ -147,7 +147,7 @@ def test_too_few_samples_fall_back_on_the_prior(
     torch.testing.assert_close(bonsai_metric(inputs), weights_U * prior_U, rtol=0.15, atol=0)
 
 
-def test_the_pair_of_a_draw(space: MaskSpace) -> None:
+def test_the_pair_of_a_draw(space: UnitLayout) -> None:
     generator = torch.Generator().manual_seed(7)
     prior_U = torch.rand(space.num_units, generator=generator, dtype=torch.float64)
     space.view(prior_U, 1, "mlp_channel").fill_(0.5)

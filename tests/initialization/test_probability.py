@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.initialization import normalize_metric, score_const, sigmoid_norm
-from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskSpace
+from pgprune_lightning.policy import BudgetScope, FeasibleSet, UnitLayout
 
 SCOPES: tuple[BudgetScope, ...] = ("per_kind", "per_layer", "units", "parameters")
 
 
 @pytest.fixture
-def metric_U(space: MaskSpace) -> Tensor:  # noqa: N802 - the suffix is the shape
+def metric_U(space: UnitLayout) -> Tensor:  # noqa: N802 - the suffix is the shape
     """Positive, and 1,000 times larger in the second layer."""
     generator = torch.Generator().manual_seed(0)
     metric_U = torch.rand(space.num_units, generator=generator, dtype=torch.float64) + 0.1
@@ -30,7 +30,7 @@ def assert_standardized(values: Tensor) -> None:
     assert float(values.square().mean()) == pytest.approx(1, abs=1e-12)
 
 
-def test_normalized_in_each_layer(space: MaskSpace, metric_U: Tensor) -> None:
+def test_normalized_in_each_layer(space: UnitLayout, metric_U: Tensor) -> None:
     normalized_U = normalize_metric(metric_U, space, "layer")
     for group in space.groups:
         part = space.view(normalized_U, group.layer, group.kind)
@@ -38,7 +38,7 @@ def test_normalized_in_each_layer(space: MaskSpace, metric_U: Tensor) -> None:
         assert torch.equal(part.argsort(), space.view(metric_U, group.layer, group.kind).argsort())
 
 
-def test_normalized_over_a_kind(space: MaskSpace, metric_U: Tensor) -> None:
+def test_normalized_over_a_kind(space: UnitLayout, metric_U: Tensor) -> None:
     normalized_U = normalize_metric(metric_U, space, "global")
     for kind in space.kinds:
         parts = [space.view(normalized_U, layer, kind) for layer in (0, 1)]
@@ -46,7 +46,7 @@ def test_normalized_over_a_kind(space: MaskSpace, metric_U: Tensor) -> None:
         assert parts[0].max() < parts[1].min()
 
 
-def test_normalized_per_parameter(space: MaskSpace, metric_U: Tensor) -> None:
+def test_normalized_per_parameter(space: UnitLayout, metric_U: Tensor) -> None:
     normalized_U = normalize_metric(metric_U, space, "per_parameter")
     assert_standardized(normalized_U)
     per_parameter_U = metric_U / space.unit_costs_U
@@ -56,7 +56,7 @@ def test_normalized_per_parameter(space: MaskSpace, metric_U: Tensor) -> None:
     torch.testing.assert_close(slopes, slopes[:1].expand_as(slopes))
 
 
-def test_nothing_is_worth_less_than_the_least_above_zero(space: MaskSpace) -> None:
+def test_nothing_is_worth_less_than_the_least_above_zero(space: UnitLayout) -> None:
     metric_U = torch.zeros(space.num_units, dtype=torch.float64)
     assert not normalize_metric(metric_U, space, "per_parameter").any()
     metric_U[:2] = torch.tensor([1.0, 100.0])
@@ -66,7 +66,7 @@ def test_nothing_is_worth_less_than_the_least_above_zero(space: MaskSpace) -> No
     assert len(normalized_U[2:].unique()) == 1
 
 
-def test_equal_values_become_zeros(space: MaskSpace, metric_U: Tensor) -> None:
+def test_equal_values_become_zeros(space: UnitLayout, metric_U: Tensor) -> None:
     # 0.1 summed in another order each time: equal but for rounding, which is no ranking.
     space.view(metric_U, 0, "mlp_channel").fill_(0.3)[::2] = 0.1 + 0.2
     normalized_U = normalize_metric(metric_U, space, "layer")
@@ -75,7 +75,7 @@ def test_equal_values_become_zeros(space: MaskSpace, metric_U: Tensor) -> None:
 
 
 def test_units_alone_in_their_layer_keep_their_ranking() -> None:
-    space = MaskSpace.build([(layer, "layer", 1, 10, 0) for layer in range(4)], 40)
+    space = UnitLayout.build([(layer, "layer", 1, 10, 0) for layer in range(4)], 40)
     metric_U = torch.tensor([3.0, 1.0, 4.0, 2.0], dtype=torch.float64)
     normalized_U = normalize_metric(metric_U, space, "layer")
     assert_standardized(normalized_U)
@@ -85,7 +85,7 @@ def test_units_alone_in_their_layer_keep_their_ranking() -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("slope", [1.0, 8.0])
 def test_sigmoid_norm_meets_the_budget_in_the_metrics_order(
-    space: MaskSpace, metric_U: Tensor, scope: BudgetScope, slope: float
+    space: UnitLayout, metric_U: Tensor, scope: BudgetScope, slope: float
 ) -> None:
     feasible_set = FeasibleSet(space, 0.6, scope=scope)
     normalized_U = normalize_metric(metric_U, space, "layer")
@@ -100,7 +100,7 @@ def test_sigmoid_norm_meets_the_budget_in_the_metrics_order(
         torch.testing.assert_close(odds_N - slope * x_N, (odds_N - slope * x_N)[:1].expand_as(x_N))
 
 
-def test_sigmoid_norm_keeps_protected_layers(space: MaskSpace, metric_U: Tensor) -> None:
+def test_sigmoid_norm_keeps_protected_layers(space: UnitLayout, metric_U: Tensor) -> None:
     feasible_set = FeasibleSet(space, 0.8, protected_layers=[0])
     s_U = sigmoid_norm(
         normalize_metric(metric_U, space, "layer"), feasible_set, slope=1.0, shift_to_budget=True
@@ -112,7 +112,7 @@ def test_sigmoid_norm_keeps_protected_layers(space: MaskSpace, metric_U: Tensor)
 
 @pytest.mark.parametrize("keep_ratio", [0.4, 0.9])
 def test_sigmoid_norm_without_shift_is_the_papers(
-    space: MaskSpace, metric_U: Tensor, keep_ratio: float
+    space: UnitLayout, metric_U: Tensor, keep_ratio: float
 ) -> None:
     """Source: Paper, eq. A10, projected where the mean of one half is over the budget."""
     feasible_set = FeasibleSet(space, keep_ratio)
@@ -124,7 +124,7 @@ def test_sigmoid_norm_without_shift_is_the_papers(
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_score_const_is_the_papers(space: MaskSpace, metric_U: Tensor, scope: BudgetScope) -> None:
+def test_score_const_is_the_papers(space: UnitLayout, metric_U: Tensor, scope: BudgetScope) -> None:
     """Source: Paper, eq. A11: c where the metric's own mask keeps, 1 - c elsewhere."""
     feasible_set = FeasibleSet(space, 0.7, scope=scope)
     normalized_U = normalize_metric(metric_U, space, "layer")
@@ -136,7 +136,7 @@ def test_score_const_is_the_papers(space: MaskSpace, metric_U: Tensor, scope: Bu
     assert torch.equal(feasible_set.deterministic_mask(s_U), kept_U)
 
 
-def test_score_const_over_the_budget_is_projected(space: MaskSpace, metric_U: Tensor) -> None:
+def test_score_const_over_the_budget_is_projected(space: UnitLayout, metric_U: Tensor) -> None:
     feasible_set = FeasibleSet(space, 0.3)  # 0.3 * 0.6 + 0.7 * 0.4 = 0.46
     normalized_U = normalize_metric(metric_U, space, "layer")
     s_U = score_const(normalized_U, feasible_set, constant=0.6)

@@ -8,7 +8,7 @@ import torch
 
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.random_metric import random_metric
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 
 def test_the_seed_decides(metric_inputs: Callable[..., MetricInputs]) -> None:
@@ -21,7 +21,7 @@ def test_the_seed_decides(metric_inputs: Callable[..., MetricInputs]) -> None:
 
 
 def test_standard_normal(metric_inputs: Callable[..., MetricInputs]) -> None:
-    wide = MaskSpace.build([(0, "mlp_channel", 20_000, 1, 0)], total_parameters=20_000)
+    wide = UnitLayout.build([(0, "mlp_channel", 20_000, 1, 0)], total_parameters=20_000)
     drawn_U = random_metric(dataclasses.replace(metric_inputs(["layer"], []), space=wide))
     ranked_U = drawn_U.sort().values
     expected_U = 0.5 * (1 + torch.erf(ranked_U / math.sqrt(2)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.scores_file import load_scores
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 
 def write(folder: Path, **tensors: Tensor) -> str:
@@ -19,7 +19,7 @@ def write(folder: Path, **tensors: Tensor) -> str:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_reads_what_was_written(space: MaskSpace, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_reads_what_was_written(space: UnitLayout, tmp_path: Path, dtype: torch.dtype) -> None:
     scores = torch.linspace(-3, 3, space.num_units).to(dtype)
     loaded = load_scores(write(tmp_path, scores=scores), space)
     assert loaded.dtype == torch.float64
@@ -42,13 +42,13 @@ def test_reads_what_was_written(space: MaskSpace, tmp_path: Path, dtype: torch.d
     ],
 )
 def test_wrong_scores(
-    space: MaskSpace, tmp_path: Path, tensors: dict[str, Tensor], message: str
+    space: UnitLayout, tmp_path: Path, tensors: dict[str, Tensor], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_scores(write(tmp_path, **tensors), space)
 
 
-def test_files_that_cannot_be_read(space: MaskSpace, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(space: UnitLayout, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("0.1 0.2")
     for path in (tmp_path / "none.safetensors", tmp_path, tmp_path / "text"):
         with pytest.raises(UserError, match=r"scores: .* cannot be read: .*safetensors file"):

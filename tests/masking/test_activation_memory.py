@@ -16,8 +16,8 @@ from transformers import AutoConfig, PreTrainedModel
 from pgprune_lightning.masking import (
     GatheredExecution,
     MultipliedExecution,
-    mask_space_of,
     token_nll,
+    unit_layout_of,
 )
 from pgprune_lightning.masking.activation_memory import (
     BYTES_PER_FORWARD,
@@ -87,7 +87,7 @@ def model_of(shape: str, attention: str = "sdpa") -> PreTrainedModel:
 
 def peak_of(model: PreTrainedModel, rows: int, tokens: int, with_loss: bool) -> int:
     """Bytes alive together under half a mask, by the worse of both executions."""
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.arange(space.num_units) % 2 == 0
     tokens_BT = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
     peaks = []

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import BloomConfig, OPTConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking import MultipliedExecution, decoder_layers, mask_space_of, token_nll
+from pgprune_lightning.masking import MultipliedExecution, decoder_layers, token_nll, unit_layout_of
 from pgprune_lightning.masking.decoder_family import FAMILIES, backbone_of, family_of
 from pgprune_lightning.masking.frozen_model import model_on_meta
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import CONFIGS, make_tiny_model, masks_of, random_tokens
 
@@ -36,7 +36,7 @@ def logits_of(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
         return model(input_ids_BT, use_cache=False).logits.float()
 
 
-def masked_logits(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> Tensor:
+def masked_logits(model: PreTrainedModel, space: UnitLayout, mask_U: Tensor) -> Tensor:
     with MultipliedExecution(model, space).masked(mask_U) as masked:
         return logits_of(masked, random_tokens())
 
@@ -47,7 +47,7 @@ def assert_close(actual: Tensor, expected: Tensor, mask_name: str, tolerance: fl
     )
 
 
-def zeroed_copy(model: PreTrainedModel, space: MaskSpace, mask_U: Tensor) -> PreTrainedModel:
+def zeroed_copy(model: PreTrainedModel, space: UnitLayout, mask_U: Tensor) -> PreTrainedModel:
     """The slow and obvious way: write zeros into the weights that read a dropped unit."""
     reference = copy.deepcopy(model)
     projections = output_projections(reference)
@@ -89,7 +89,7 @@ def test_all_ones_is_the_untouched_model(
     family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
     tokens_BT = random_tokens()
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     ones_U = torch.ones(space.num_units, dtype=torch.bool)
     plain, plain_nll = logits_of(family_model, tokens_BT), token_nll(family_model, tokens_BT)
     with MultipliedExecution(family_model, space).masked(ones_U) as masked:
@@ -98,7 +98,7 @@ def test_all_ones_is_the_untouched_model(
 
 
 def test_masked_equals_zeroed_weights(family_model: PreTrainedModel, units: dict[str, Any]) -> None:
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     for name, mask_U in masks_of(space):
         reference = zeroed_copy(family_model, space, mask_U)
         expected = logits_of(reference, random_tokens())
@@ -117,7 +117,7 @@ def test_masked_equals_cut(
     tolerance: float,
 ) -> None:
     model = copy.deepcopy(family_model).to(dtype)
-    space = mask_space_of(model, **units)
+    space = unit_layout_of(model, **units)
     for name, mask_U in masks_of(space):
         cut = cut_model(model, space, mask_U)
         expected = masked_logits(model, space, mask_U)
@@ -127,7 +127,7 @@ def test_masked_equals_cut(
 def test_kept_parameters_is_what_the_cut_model_has(
     family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     assert space.total_parameters == family_model.num_parameters()
     for name, mask_U in masks_of(space):
         cut = cut_model(family_model, space, mask_U)
@@ -139,13 +139,13 @@ def test_units_are_known_before_the_weights(
 ) -> None:
     shape_only = model_on_meta(family_model.config)
     assert next(shape_only.parameters()).is_meta
-    assert mask_space_of(shape_only, **units) == mask_space_of(family_model, **units)
+    assert unit_layout_of(shape_only, **units) == unit_layout_of(family_model, **units)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_attention_implementations_agree(name: str, units: dict[str, Any]) -> None:
     fused, eager = (make_tiny_model(name, attention) for attention in ("sdpa", "eager"))
-    space = mask_space_of(fused, **units)
+    space = unit_layout_of(fused, **units)
     for mask_name, mask_U in masks_of(space):
         expected = masked_logits(eager, space, mask_U)
         assert_close(masked_logits(fused, space, mask_U), expected, mask_name, FLOAT32_TOLERANCE)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import mask_space_of, token_nll
+from pgprune_lightning.masking import token_nll, unit_layout_of
 from pgprune_lightning.masking.gates import gate_gradient, gated
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import random_tokens
@@ -32,7 +32,7 @@ def test_a_hard_gate_is_a_mask_and_its_gradient_a_difference(
 ) -> None:
     """Also behind Gemma's norm, which would undo a gate in front of it, and on OPT's flat rows."""
     model = tiny_model(name, **overrides).double()
-    space = mask_space_of(model, **units)
+    space = unit_layout_of(model, **units)
     batch_BT = random_tokens(rows=2, tokens=12)
     generator = torch.Generator().manual_seed(3)
     gates_1U = (torch.rand(1, space.num_units, generator=generator) < 0.6).double()
@@ -65,7 +65,7 @@ def test_half_a_gate_adds_half_of_a_sub_layer(
 ) -> None:
     """In front of Gemma's norm it would add nearly all, and have next to no gradient."""
     model = tiny_model(name)
-    space = mask_space_of(model, ["mlp"])
+    space = unit_layout_of(model, ["mlp"])
     states = []
     for gate in (0.0, 0.5, 1.0):
         with gated(model, space, torch.full((1, 3), gate)):
@@ -78,7 +78,7 @@ def test_the_gated_model_is_the_cut_one(
     tiny_model: Callable[..., PreTrainedModel], units: dict[str, Any]
 ) -> None:
     model = tiny_model("llama_gqa")  # with biases, an empty group's would leave only when cut
-    space = mask_space_of(model, **units)
+    space = unit_layout_of(model, **units)
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(4)) < 0.5
     batch_BT = random_tokens()
     with gated(model, space, mask_U.float()[None]):

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pgprune_lightning.masking import (
     GatheredExecution,
     MultipliedExecution,
-    mask_space_of,
     token_nll,
+    unit_layout_of,
 )
 from pgprune_lightning.masking.fingerprint import loaded_fingerprint
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import make_tiny_model, masks_of, random_tokens, traces_of_masking
 
@@ -36,8 +36,8 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture
-def space(model: PreTrainedModel) -> MaskSpace:
-    return mask_space_of(model, ["kv_group", "mlp_channel"])
+def space(model: PreTrainedModel) -> UnitLayout:
+    return unit_layout_of(model, ["kv_group", "mlp_channel"])
 
 
 def logits_of(model: PreTrainedModel) -> Tensor:
@@ -45,7 +45,7 @@ def logits_of(model: PreTrainedModel) -> Tensor:
         return model(random_tokens(), use_cache=False).logits.float()
 
 
-def half_mask(space: MaskSpace, keep_ratio: float = 0.5) -> Tensor:
+def half_mask(space: UnitLayout, keep_ratio: float = 0.5) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     mask_U = torch.rand(space.num_units, generator=generator) < keep_ratio
     mask_U[space.group(1, "kv_group").start] = True  # part of layer 1's attention stays
@@ -66,7 +66,7 @@ def test_gathered_equals_multiplied_and_cut(
 ) -> None:
     """Also where the fuller groups are multiplied and the others gathered, in the same pass."""
     model = copy.deepcopy(family_model).to(dtype)
-    space = mask_space_of(model, **units)
+    space = unit_layout_of(model, **units)
     multiplied = MultipliedExecution(model, space)
     gathered = GatheredExecution(
         model, space, width_multiple=width_multiple, most_gathered=most_gathered
@@ -83,7 +83,7 @@ def test_gathered_equals_multiplied_and_cut(
 
 
 def test_nothing_is_left_on_the_model(family_model: PreTrainedModel, units: dict[str, Any]) -> None:
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     model = copy.deepcopy(family_model)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     execution = GatheredExecution(model, space)
@@ -101,7 +101,7 @@ def test_nothing_is_left_on_the_model(family_model: PreTrainedModel, units: dict
 
 
 def test_an_exception_in_the_block_leaves_nothing_behind(
-    model: PreTrainedModel, space: MaskSpace
+    model: PreTrainedModel, space: UnitLayout
 ) -> None:
     execution = GatheredExecution(model, space)
     with pytest.raises(RuntimeError, match="inside"), execution.masked(half_mask(space)):
@@ -111,7 +111,7 @@ def test_an_exception_in_the_block_leaves_nothing_behind(
         assert traces_of_masking(model)
 
 
-def test_masks_do_not_nest(model: PreTrainedModel, space: MaskSpace) -> None:
+def test_masks_do_not_nest(model: PreTrainedModel, space: UnitLayout) -> None:
     execution, mask_U = GatheredExecution(model, space), half_mask(space)
     with (
         execution.masked(mask_U),
@@ -122,7 +122,7 @@ def test_masks_do_not_nest(model: PreTrainedModel, space: MaskSpace) -> None:
     assert not traces_of_masking(model)
 
 
-def test_a_mask_of_another_length_is_refused(model: PreTrainedModel, space: MaskSpace) -> None:
+def test_a_mask_of_another_length_is_refused(model: PreTrainedModel, space: UnitLayout) -> None:
     execution = GatheredExecution(model, space)
     too_short_U = torch.zeros(space.num_units - 1, dtype=torch.bool)
     with pytest.raises(AssertionError), execution.masked(too_short_U):
@@ -152,7 +152,7 @@ def inner_widths(model: PreTrainedModel) -> list[int]:
     ids=["one", "as many", "filled up", "full", "all there are", "below the share", "above it"],
 )
 def test_as_much_is_computed_as_is_kept(
-    model: PreTrainedModel, space: MaskSpace, kept: int, multiple: int, width: int
+    model: PreTrainedModel, space: UnitLayout, kept: int, multiple: int, width: int
 ) -> None:
     """Of 24 channels; 0.9 of them are 21.6."""
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
@@ -163,7 +163,7 @@ def test_as_much_is_computed_as_is_kept(
 
 
 def test_the_layout_is_nobody_elses_business(
-    model: PreTrainedModel, space: MaskSpace, tmp_path: Path
+    model: PreTrainedModel, space: UnitLayout, tmp_path: Path
 ) -> None:
     """Names, values, shapes, the hash, saved files and cut models are those of the loaded model."""
     plain, mask_U = copy.deepcopy(model), half_mask(space)
@@ -190,7 +190,7 @@ def test_text_is_continued_under_a_mask(
 ) -> None:
     """With the key-value cache, whose entries are then as many heads as are kept."""
     model = tiny_model(name)
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     prompt_BT = random_tokens(rows=1, tokens=6)
     texts = []
     for execution in (MultipliedExecution(model, space), GatheredExecution(model, space)):

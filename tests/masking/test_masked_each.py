@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_nll
+from pgprune_lightning.masking import MultipliedExecution, token_nll, unit_layout_of
 from tests.tiny_models import masks_of, random_tokens
 
 
@@ -20,7 +20,7 @@ def test_each_sequence_has_its_own_mask(
     family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
     """The masks empty each group in some sequence, and one keeps everything."""
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     execution = MultipliedExecution(family_model, space)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)])
     tokens_BT = random_tokens(rows=len(masks_BU))
@@ -34,7 +34,7 @@ def test_each_sequence_has_its_own_mask(
 
 def test_what_no_sequence_keeps_is_skipped(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("llama_biased")
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     masks_BU = torch.ones(2, space.num_units, dtype=torch.bool)
     space.view(masks_BU, 0, "kv_group")[0] = False
     space.view(masks_BU, 1, "kv_group")[:] = False
@@ -51,7 +51,7 @@ def test_one_mask_is_for_every_sequence(
     tiny_model: Callable[..., PreTrainedModel], rows: int
 ) -> None:
     model = tiny_model("llama_gqa")
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
     execution, tokens_BT = MultipliedExecution(model, space), random_tokens(rows=rows)
     with execution.masked(mask_U) as masked:

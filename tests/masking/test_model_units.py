@@ -9,14 +9,14 @@ import pytest
 from transformers import AutoConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.masking.frozen_model import model_on_meta
-from pgprune_lightning.policy import MaskSpace, UnitGroup, UnitKind
+from pgprune_lightning.policy import UnitGroup, UnitKind, UnitLayout
 
 
 def test_costs_of_a_grouped_llama(tiny_model: Callable[..., PreTrainedModel]) -> None:
     """Hidden 32, MLP 24, 4 heads of 8 in 2 groups, no biases, vocabulary 97, head untied."""
-    space = mask_space_of(tiny_model("llama_gqa"), ["kv_group", "mlp_channel"])
+    space = unit_layout_of(tiny_model("llama_gqa"), ["kv_group", "mlp_channel"])
     group = 2 * 8 * 32 + 8 * 32 + 8 * 32 + 2 * 8 * 32  # q, k, v rows; o columns
     channel = 32 + 32 + 32  # gate and up row; down column
     assert space.groups[:3] == (
@@ -30,7 +30,7 @@ def test_costs_of_a_grouped_llama(tiny_model: Callable[..., PreTrainedModel]) ->
 
 def test_costs_of_biases_and_head_norms(tiny_model: Callable[..., PreTrainedModel]) -> None:
     """Qwen3 with heads of 12: q, k, v and o have biases, q_norm and k_norm serve all heads."""
-    space = mask_space_of(tiny_model("qwen3"), ["kv_group"])
+    space = unit_layout_of(tiny_model("qwen3"), ["kv_group"])
     rows = 2 * 12 + 12 + 12
     assert space.groups[0].unit_cost == rows * (32 + 1) + 2 * 12 * 32
     assert space.groups[0].remnant_cost == 32 + 32 + 12 + 12  # norm, bias of o, q_norm, k_norm
@@ -38,7 +38,7 @@ def test_costs_of_biases_and_head_norms(tiny_model: Callable[..., PreTrainedMode
 
 def test_a_whole_layer_is_one_unit(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("llama_gqa")
-    space = mask_space_of(model, ["layer"])
+    space = unit_layout_of(model, ["layer"])
     parameters = sum(p.numel() for p in model.model.layers[0].parameters())
     assert space.groups == tuple(
         UnitGroup(layer, "layer", layer, 1, parameters, 0) for layer in range(3)
@@ -49,7 +49,7 @@ def test_a_whole_sub_layer_is_one_unit_with_its_norm(
     tiny_model: Callable[..., PreTrainedModel],
 ) -> None:
     model = tiny_model("qwen3")
-    space = mask_space_of(model, ["attention", "mlp"])
+    space = unit_layout_of(model, ["attention", "mlp"])
     layer = model.model.layers[0]
     attention, mlp = (
         sum(p.numel() for module in modules for p in module.parameters())
@@ -68,7 +68,7 @@ def test_a_whole_sub_layer_is_one_unit_with_its_norm(
 def test_neighbouring_channels_are_one_unit(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("llama_gqa")
     single, bundled = (
-        mask_space_of(model, ["kv_group", "mlp_channel"], channels).groups for channels in (1, 8)
+        unit_layout_of(model, ["kv_group", "mlp_channel"], channels).groups for channels in (1, 8)
     )
     assert bundled[:2] == (
         single[0],
@@ -112,14 +112,14 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, tuple[int, int]]] = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_have_their_sizes(name: str) -> None:
     options, parameters, counts = PUBLISHED[name]
-    space = mask_space_of(
+    space = unit_layout_of(
         model_on_meta(AutoConfig.for_model(**options)), ["kv_group", "mlp_channel"]
     )
     assert space.total_parameters == parameters
     assert {(first.count, second.count) for first, second in by_layer(space)} == {counts}
 
 
-def by_layer(space: MaskSpace) -> list[tuple[UnitGroup, UnitGroup]]:
+def by_layer(space: UnitLayout) -> list[tuple[UnitGroup, UnitGroup]]:
     return list(zip(space.groups[::2], space.groups[1::2], strict=True))
 
 
@@ -129,7 +129,7 @@ def test_costs_of_fused_projections_and_a_second_norm(
     """Hidden 32, MLP 24, 4 heads of 8: fused rows cost what they would apart."""
     kinds: list[UnitKind] = ["kv_group", "mlp_channel"]
     spaces = {
-        name: mask_space_of(tiny_model(name), kinds)
+        name: unit_layout_of(tiny_model(name), kinds)
         for name in ("llama_gqa", "phi3", "gemma2", "opt", "gpt_neox")
     }
     assert spaces["phi3"].groups == spaces["llama_gqa"].groups
@@ -155,12 +155,12 @@ def test_channels_that_do_not_divide_are_refused(
     tiny_model: Callable[..., PreTrainedModel], channels: int, message: str
 ) -> None:
     with pytest.raises(UserError, match=f"channels_per_unit: .*{message}"):
-        mask_space_of(tiny_model("llama_gqa"), ["mlp_channel"], channels)
+        unit_layout_of(tiny_model("llama_gqa"), ["mlp_channel"], channels)
 
 
 def test_units_of_channels_need_channels(tiny_model: Callable[..., PreTrainedModel]) -> None:
     with pytest.raises(UserError, match="mlp_channel is not among unit_kinds"):
-        mask_space_of(tiny_model("llama_gqa"), ["kv_group"], 2)
+        unit_layout_of(tiny_model("llama_gqa"), ["kv_group"], 2)
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_impossible_kinds_are_refused(
     tiny_model: Callable[..., PreTrainedModel], unit_kinds: list[UnitKind], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        mask_space_of(tiny_model("llama_gqa"), unit_kinds)
+        unit_layout_of(tiny_model("llama_gqa"), unit_kinds)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import MultipliedExecution, mask_space_of, token_nll
-from pgprune_lightning.policy import MaskSpace, UnitKind
+from pgprune_lightning.masking import MultipliedExecution, token_nll, unit_layout_of
+from pgprune_lightning.policy import UnitKind, UnitLayout
 from tests.tiny_models import masks_of, random_tokens, traces_of_masking
 
 
@@ -24,11 +24,11 @@ def model(tiny_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
 
 
 @pytest.fixture
-def space(model: PreTrainedModel) -> MaskSpace:
-    return mask_space_of(model, ["kv_group", "mlp_channel"])
+def space(model: PreTrainedModel) -> UnitLayout:
+    return unit_layout_of(model, ["kv_group", "mlp_channel"])
 
 
-def emptied_mask(space: MaskSpace, layer: int, kind: UnitKind) -> Tensor:
+def emptied_mask(space: UnitLayout, layer: int, kind: UnitKind) -> Tensor:
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     space.view(mask_U, layer, kind).fill_(False)
     return mask_U
@@ -37,7 +37,7 @@ def emptied_mask(space: MaskSpace, layer: int, kind: UnitKind) -> Tensor:
 def test_the_model_is_untouched_after_the_block(
     family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     before = token_nll(family_model, random_tokens())
     weights = {name: value.clone() for name, value in family_model.state_dict().items()}
     assert not traces_of_masking(family_model)
@@ -54,7 +54,7 @@ def test_the_model_is_untouched_after_the_block(
 
 
 def test_an_exception_in_the_block_leaves_nothing_behind(
-    model: PreTrainedModel, space: MaskSpace
+    model: PreTrainedModel, space: UnitLayout
 ) -> None:
     mask_U = emptied_mask(space, 1, "kv_group") & emptied_mask(space, 2, "mlp_channel")
     mask_U[0] = False
@@ -66,7 +66,7 @@ def test_an_exception_in_the_block_leaves_nothing_behind(
     assert not traces_of_masking(model)
 
 
-def test_nested_masks_keep_what_both_keep(model: PreTrainedModel, space: MaskSpace) -> None:
+def test_nested_masks_keep_what_both_keep(model: PreTrainedModel, space: UnitLayout) -> None:
     execution = MultipliedExecution(model, space)
     outer_U = emptied_mask(space, 1, "kv_group")
     inner_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.6
@@ -83,7 +83,7 @@ def test_nested_masks_keep_what_both_keep(model: PreTrainedModel, space: MaskSpa
 
 @pytest.mark.parametrize("kind", ["kv_group", "mlp_channel"])
 def test_an_emptied_sub_layer_adds_not_even_its_bias(
-    model: PreTrainedModel, space: MaskSpace, kind: UnitKind
+    model: PreTrainedModel, space: UnitLayout, kind: UnitKind
 ) -> None:
     layer = model.model.layers[1]
     sub_layer = layer.self_attn if kind == "kv_group" else layer.mlp
@@ -94,7 +94,7 @@ def test_an_emptied_sub_layer_adds_not_even_its_bias(
     assert not (added[0] if kind == "kv_group" else added).any()
 
 
-def test_a_mask_of_another_length_is_refused(model: PreTrainedModel, space: MaskSpace) -> None:
+def test_a_mask_of_another_length_is_refused(model: PreTrainedModel, space: UnitLayout) -> None:
     too_short_U = torch.zeros(space.num_units - 1, dtype=torch.bool)
     with pytest.raises(AssertionError), MultipliedExecution(model, space).masked(too_short_U):
         pass

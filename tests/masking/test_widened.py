@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import MultipliedExecution, WidenedExecution, mask_space_of
+from pgprune_lightning.masking import MultipliedExecution, WidenedExecution, unit_layout_of
 from pgprune_lightning.masking.token_loss import predicting_states, token_losses
 from tests.tiny_models import masks_of, random_tokens, traces_of_masking
 
@@ -29,7 +29,7 @@ def test_widened_equals_multiplied(
     family_model: PreTrainedModel, units: dict[str, Any], by_dense: bool
 ) -> None:
     """The masks empty each group in some sequence; the second call finds the first's buffers."""
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)])
     multiplied = MultipliedExecution(family_model, space)
     widened = WidenedExecution(family_model, space, capture=False)
@@ -87,7 +87,7 @@ def test_reads_are_counted() -> None:
 
 def test_the_host_reads_nothing(family_model: PreTrainedModel, units: dict[str, Any]) -> None:
     """As a CUDA graph asks, in every family: not the masks, not the tokens, not their positions."""
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)])
     tokens_BT = random_tokens(rows=len(masks_BU))
     widened = WidenedExecution(family_model, space)
@@ -98,7 +98,7 @@ def test_the_host_reads_nothing(family_model: PreTrainedModel, units: dict[str, 
 
 def test_an_error_leaves_the_model_untouched(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("llama_gqa")
-    space = mask_space_of(model, ["mlp_channel"])
+    space = unit_layout_of(model, ["mlp_channel"])
     ones_BU = torch.ones(2, space.num_units, dtype=torch.bool)
     with pytest.raises(IndexError):
         WidenedExecution(model, space).token_losses(random_tokens() + 10**6, ones_BU)
@@ -111,7 +111,7 @@ def test_a_graph_equals_the_calls_it_was_captured_from(
     family_model: PreTrainedModel, units: dict[str, Any], by_dense: bool
 ) -> None:
     model = copy.deepcopy(family_model).to("cuda")
-    space = mask_space_of(model, **units)
+    space = unit_layout_of(model, **units)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)]).cuda()
     called, replayed = (WidenedExecution(model, space, capture=c) for c in (False, True))
     for seed, order in enumerate([masks_BU, masks_BU.flip(0)]):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 
 @pytest.fixture
-def space() -> MaskSpace:
+def space() -> UnitLayout:
     sizes = [
         (0, "kv_group", 2, 70, 5),
         (0, "mlp_channel", 6, 9, 4),
@@ -15,4 +15,4 @@ def space() -> MaskSpace:
         (2, "kv_group", 2, 70, 5),
         (2, "mlp_channel", 6, 9, 4),
     ]
-    return MaskSpace.build(sizes, total_parameters=1000)
+    return UnitLayout.build(sizes, total_parameters=1000)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, UnitLayout
 from tests.policy.greedy_fit import greedy
 
 SCOPES = ("per_kind", "per_layer", "units", "parameters")
@@ -46,7 +46,7 @@ def test_many_masks_are_those_ranked_one_by_one(space, scope, keep_ratio):
 
 
 def test_a_limit_is_not_lowered_by_rounding():
-    space = MaskSpace.build([(0, "mlp_channel", 100, 1, 0)], total_parameters=100)
+    space = UnitLayout.build([(0, "mlp_channel", 100, 1, 0)], total_parameters=100)
     for percent in range(1, 101):
         (constraint,) = FeasibleSet(space, percent / 100).constraints
         assert constraint.limit == percent
@@ -99,7 +99,7 @@ def test_per_layer_leaves_protected_layers_out(space, keep_ratio):
 
 
 def test_a_protected_layer_needs_no_room_for_a_unit():
-    space = MaskSpace.build([(0, "mlp_channel", 2, 1, 0), (1, "mlp_channel", 6, 1, 0)], 8)
+    space = UnitLayout.build([(0, "mlp_channel", 2, 1, 0), (1, "mlp_channel", 6, 1, 0)], 8)
     with pytest.raises(UserError, match="mlp_channel in layer 0"):
         FeasibleSet(space, 0.4, scope="per_layer")
     feasible = FeasibleSet(space, 0.4, scope="per_layer", protected_layers=[0])

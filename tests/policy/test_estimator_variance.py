@@ -9,14 +9,14 @@ from pgprune_lightning.policy import (
     GradientEstimator,
     LeaveOneOut,
     LinearSurrogate,
-    MaskSpace,
     MovingAverageBaseline,
     PlainReinforce,
+    UnitLayout,
 )
 from tests.exact_estimates import Toy, antithetic_draws, independent_draws, quadratic_toy
 
 S = torch.tensor([0.4, 0.6, 0.8], dtype=torch.float64)
-SPACE = MaskSpace.build([(0, "mlp_channel", 2, 3, 0), (1, "mlp_channel", 1, 3, 0)], 100)
+SPACE = UnitLayout.build([(0, "mlp_channel", 2, 3, 0), (1, "mlp_channel", 1, 3, 0)], 100)
 
 
 def exact_variances(toy: Toy, num_texts: int) -> dict[str, float]:

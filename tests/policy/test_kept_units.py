@@ -1,6 +1,6 @@
 import torch
 
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 from pgprune_lightning.policy.estimators.control_variates import (
     kept_unit_features,
     unit_loadings,
@@ -8,7 +8,7 @@ from pgprune_lightning.policy.estimators.control_variates import (
 )
 from tests.exact_estimates import all_masks
 
-SPACE = MaskSpace.build([(0, "kv_group", 1, 7, 0), (0, "mlp_channel", 3, 3, 0)], 100)
+SPACE = UnitLayout.build([(0, "kv_group", 1, 7, 0), (0, "mlp_channel", 3, 3, 0)], 100)
 S = torch.tensor([0.6, 0.3, 0.8, 0.5], dtype=torch.float64)
 LOADINGS = unit_loadings(SPACE, S)
 

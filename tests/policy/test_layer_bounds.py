@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import FeasibleSet, MaskSpace, shift_logits
+from pgprune_lightning.policy import FeasibleSet, UnitLayout, shift_logits
 from pgprune_lightning.policy.layer_bounds import bound_groups
 from tests.policy_points import SCOPES, random_points
 
@@ -77,7 +77,7 @@ def test_shifted_logits_are_made_feasible_by_the_projection(space, scope):
 def test_every_budget_can_be_both_bounds():
     """Of 11,008 channels no whole number is 0.7; one more or less is then allowed."""
     sizes = [(layer, "mlp_channel", 11008, 1, 0) for layer in range(8)]
-    space = MaskSpace.build(sizes, total_parameters=8 * 11008)
+    space = UnitLayout.build(sizes, total_parameters=8 * 11008)
     for percent in range(1, 101):
         ratio = percent / 100
         for scope in ("per_kind", "per_layer"):
@@ -136,7 +136,7 @@ def test_impossible_bounds_are_refused(space, arguments, message):
 
 def test_a_lower_bound_beside_the_minima_may_exceed_the_budget():
     sizes = [(layer, "mlp_channel", count, 1, 0) for layer, count in enumerate([2, 2, 3])]
-    space = MaskSpace.build(sizes, total_parameters=7)
+    space = UnitLayout.build(sizes, total_parameters=7)
     # 4 of 7: the minima are 1, 1 and 2 units, and 0.55 of 2 is more than one.
     with pytest.raises(UserError, match=r"lower bound 0\.55.*at most 0\.5\."):
         FeasibleSet(space, 0.7, lower=0.55, layer_keep_ratios=(0.5, 1.0))
@@ -174,7 +174,7 @@ def test_what_an_error_suggests_works(space, arguments):
 
 @pytest.mark.parametrize("kind", ["layer", "attention", "mlp", "mlp_channel"])
 def test_a_unit_that_is_alone_in_its_layer_has_no_ratio(kind):
-    space = MaskSpace.build([(layer, kind, 1, 5, 0) for layer in range(4)], total_parameters=20)
+    space = UnitLayout.build([(layer, kind, 1, 5, 0) for layer in range(4)], total_parameters=20)
     assert FeasibleSet(space, 0.5, layer_keep_ratios=(0.0, 1.0)).constraints
     with pytest.raises(UserError, match="one unit alone"):
         FeasibleSet(space, 0.5, layer_keep_ratios=(0.25, 0.75))

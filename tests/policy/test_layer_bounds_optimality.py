@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgprune_lightning.policy import FeasibleSet, MaskSpace
+from pgprune_lightning.policy import FeasibleSet, UnitLayout
 from pgprune_lightning.policy.layer_bounds import GroupBounds, project_within_groups
 from tests.policy_points import SCOPES, random_points
 
-SMALL = MaskSpace.build(
+SMALL = UnitLayout.build(
     [
         (0, "kv_group", 2, 7, 0),
         (0, "mlp_channel", 4, 3, 0),
@@ -113,7 +113,7 @@ def sets_and_points(draw):
         for layer in range(draw(st.integers(1, 4)))
         for kind in ("kv_group", "mlp_channel")
     ]
-    space = MaskSpace.build(sizes, total_parameters=10_000)
+    space = UnitLayout.build(sizes, total_parameters=10_000)
     keep_ratio = draw(st.one_of(st.sampled_from([0.5, 0.6, 0.7, 0.75, 1.0]), st.floats(0.5, 1)))
     # Often the budget itself, where only one point or one sum is left.
     minimum = draw(st.one_of(st.just(keep_ratio), st.just(0.0), st.floats(0, keep_ratio)))

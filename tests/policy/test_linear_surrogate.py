@@ -12,14 +12,14 @@ from pgprune_lightning.policy import (
     GradientEstimator,
     LeaveOneOut,
     LinearSurrogate,
-    MaskSpace,
     MovingAverageBaseline,
     PlainReinforce,
+    UnitLayout,
 )
 from pgprune_lightning.policy.estimators.control_variates import kept_unit_features
 from tests.exact_estimates import antithetic_draws, independent_draws, quadratic_toy
 
-SPACE = MaskSpace.build([(0, "kv_group", 1, 7, 0), (0, "mlp_channel", 2, 3, 0)], 100)
+SPACE = UnitLayout.build([(0, "kv_group", 1, 7, 0), (0, "mlp_channel", 2, 3, 0)], 100)
 START = torch.tensor([0.6, 0.3, 0.8], dtype=torch.float64)
 S = torch.tensor([0.5, 0.2, 0.7], dtype=torch.float64)
 """The policy has moved since the features were made."""

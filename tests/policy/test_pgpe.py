@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import PGPE, FeasibleSet, MaskSpace, PGPEPolicy
+from pgprune_lightning.policy import PGPE, FeasibleSet, PGPEPolicy, UnitLayout
 from tests.exact_estimates import all_masks, mask_samples
 
 SCOPES = ["per_kind", "per_layer", "units", "parameters"]
@@ -83,7 +83,7 @@ def test_each_move_moves_its_units_by_its_width(space):
 
 
 def test_kv_groups_move_by_themselves_only_where_they_are_pruned(space):
-    of_channels = MaskSpace.build(
+    of_channels = UnitLayout.build(
         [(layer, "mlp_channel", 4, 9, 4) for layer in range(2)], total_parameters=200
     )
     policy = started(of_channels, FeasibleSet(of_channels, 0.5))

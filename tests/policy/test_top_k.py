@@ -18,8 +18,8 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import (
     BudgetScope,
     FeasibleSet,
-    MaskSpace,
     UnitKind,
+    UnitLayout,
     top_k,
     unit_multiples,
 )
@@ -79,7 +79,7 @@ def test_few_of_many_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs_N[kept_N].sum() == 50_000
 
 
-SPACE = MaskSpace.build(
+SPACE = UnitLayout.build(
     [
         (layer, kind, count, cost, 7)
         for layer in range(2)

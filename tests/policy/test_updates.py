@@ -14,10 +14,10 @@ from pgprune_lightning.policy import (
     FeasibleSet,
     FreeLogits,
     FreeProbabilities,
-    MaskSpace,
     NaturalGradient,
     ProjectedSGD,
     StructuredLogits,
+    UnitLayout,
 )
 
 UPDATES = {
@@ -45,7 +45,7 @@ def space_of(num_units):
     sizes = []
     for layer in range(2):
         sizes += [(layer, "kv_group", heads, 30, 0), (layer, "mlp_channel", channels, 3, 0)]
-    return MaskSpace.build(sizes, total_parameters=100 * num_units)
+    return UnitLayout.build(sizes, total_parameters=100 * num_units)
 
 
 class Run:
@@ -239,7 +239,7 @@ def policy_of(*values):
 
     policy = Clipped()
     sizes = [(0, "mlp_channel", len(values), 1, 0)]
-    policy.prepare(MaskSpace.build(sizes, total_parameters=len(values)), {})
+    policy.prepare(UnitLayout.build(sizes, total_parameters=len(values)), {})
     policy.start_from(torch.tensor(values, dtype=torch.float64), None)
     return policy
 
@@ -309,7 +309,7 @@ def test_without_a_gradient_nothing_happens():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_first_gradient_that_is_not_finite_is_not_remembered(bad):
-    space = MaskSpace.build([(0, "mlp_channel", 2, 1, 0)], total_parameters=2)
+    space = UnitLayout.build([(0, "mlp_channel", 2, 1, 0)], total_parameters=2)
     feasible = FeasibleSet(space, 0.5)
     policy = FreeProbabilities()
     policy.prepare(space, {})

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from pgprune_lightning.plan import BaseModel, PruningPlan
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 
 LAYERS, HEADS, CHANNELS = 4, 3, 200
 
@@ -28,7 +28,7 @@ def made_plan(
         for layer in range(LAYERS)
         for size in ((layer, "kv_group", HEADS, 100, 8), (layer, "mlp_channel", CHANNELS, 10, 8))
     ]
-    space = MaskSpace.build(sizes, total_parameters=20_000)
+    space = UnitLayout.build(sizes, total_parameters=20_000)
     generator = torch.Generator().manual_seed(seed)
     s_U = torch.rand(space.num_units, generator=generator, dtype=torch.float64)
     return PruningPlan(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import FeasibleSet, MaskSpace, shift_logits
+from pgprune_lightning.policy import FeasibleSet, UnitLayout, shift_logits
 from research.backpropagation import GateDraw, GumbelSoftmax, StraightThrough
 from research.backpropagation.logit_gradient import logit_gradient
 
-SPACE = MaskSpace.build([(0, "kv_group", 2, 50, 0), (0, "mlp_channel", 4, 3, 0)], 1000)
+SPACE = UnitLayout.build([(0, "kv_group", 2, 50, 0), (0, "mlp_channel", 4, 3, 0)], 1000)
 BUDGET = FeasibleSet(SPACE, 0.5, scope="parameters")
 S_U = torch.tensor([0.9, 0.2, 0.6, 0.5, 0.0, 1.0], dtype=torch.float64)
 

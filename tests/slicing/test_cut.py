@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import mask_space_of
+from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.policy import UnitKind
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import masks_of, random_tokens
@@ -32,7 +32,7 @@ def cached_logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
 
 def test_the_cache_changes_no_logit(family_model: PreTrainedModel, units: dict[str, Any]) -> None:
     """Dropped layers and emptied attentions shift places in the cache, by which it counts."""
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     tokens_BT = random_tokens(tokens=20)
     for name, mask_U in masks_of(space):
         cut = cut_model(family_model, space, mask_U)
@@ -45,7 +45,7 @@ def test_the_cache_changes_no_logit(family_model: PreTrainedModel, units: dict[s
 def test_generates_the_same_tokens_with_and_without_a_cache(
     family_model: PreTrainedModel, continuation: Callable[..., Tensor], unit_kind: UnitKind
 ) -> None:
-    space = mask_space_of(family_model, [unit_kind])
+    space = unit_layout_of(family_model, [unit_kind])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.7
     space.view(mask_U, 0, unit_kind).fill_(False)
     cut = cut_model(family_model, space, mask_U)
@@ -57,7 +57,7 @@ def test_the_dense_model_is_not_changed(
     family_model: PreTrainedModel, units: dict[str, Any]
 ) -> None:
     before = {name: value.clone() for name, value in family_model.named_parameters()}
-    space = mask_space_of(family_model, **units)
+    space = unit_layout_of(family_model, **units)
     cut = cut_model(family_model, space, torch.zeros(space.num_units, dtype=torch.bool))
     for parameter in cut.parameters():
         parameter.zero_()
@@ -68,7 +68,7 @@ def test_the_dense_model_is_not_changed(
 
 def test_what_is_left_is_what_the_mask_keeps(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("llama_gqa")
-    space = mask_space_of(model, ["kv_group", "mlp_channel"])
+    space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     mask_U[space.flat_index(1, "kv_group", 0)] = False
     space.view(mask_U, 2, "mlp_channel")[5:].fill_(False)
@@ -84,7 +84,7 @@ def test_what_is_left_is_what_the_mask_keeps(tiny_model: Callable[..., PreTraine
 
 def test_dropped_layers_leave_the_configuration(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model("qwen2_mixed")
-    space = mask_space_of(model, ["layer"])
+    space = unit_layout_of(model, ["layer"])
     cut = cut_model(model, space, torch.tensor([False, True, True]))
     assert cut.config.num_hidden_layers == 2
     assert cut.config.layer_types == model.config.layer_types[1:]

@@ -11,12 +11,12 @@ from callbacks import MaskCheckpoint, PerplexityValidation
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import MaskSpace
+from pgprune_lightning.policy import UnitLayout
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from tests.tiny_runs import TinyRun
 
-SPACE = MaskSpace.build([(0, "mlp_channel", 100, 1, 0)], total_parameters=100)
+SPACE = UnitLayout.build([(0, "mlp_channel", 100, 1, 0)], total_parameters=100)
 THREE_STAGES = Progressive(start=0.9, step=0.15, steps_per_stage=2)
 """To 0.6: two steps at 0.9, two at 0.75, the rest at the target."""
 
@@ -90,7 +90,7 @@ def test_a_start_below_the_target_is_refused() -> None:
 
 def test_the_bounds_of_a_layer_must_allow_every_stage() -> None:
     sizes = [(layer, "mlp_channel", 100, 1, 0) for layer in range(2)]
-    space = MaskSpace.build(sizes, total_parameters=200)
+    space = UnitLayout.build(sizes, total_parameters=200)
     schedule = BudgetSchedule(space, 0.6, THREE_STAGES, layer_keep_ratios=(0.5, 0.9))
     ranked_U = torch.arange(200.0)  # layer 1 before layer 0, which keeps its minimum or the rest
     masks = [stage.feasible_set.deterministic_mask(ranked_U) for stage in schedule.stages]

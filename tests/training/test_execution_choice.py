@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgprune_lightning.masking import GatheredExecution, MultipliedExecution, mask_space_of
+from pgprune_lightning.masking import GatheredExecution, MultipliedExecution, unit_layout_of
 from pgprune_lightning.training import execution_choice
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 from pgprune_lightning.training.mask_losses import MaskLosses
@@ -48,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def make_choice() -> Callable[[ExecutionName], ExecutionChoice]:
     def make(name: ExecutionName) -> ExecutionChoice:
         model = make_tiny_model("llama_gqa")
-        return ExecutionChoice(model, mask_space_of(model, ["mlp_channel"]), name)
+        return ExecutionChoice(model, unit_layout_of(model, ["mlp_channel"]), name)
 
     return make
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.estimators.estimator import GradientEstimator, MaskSamples
-from pgprune_lightning.policy.mask_space import MaskSpace
+from pgprune_lightning.policy.unit_layout import UnitLayout
 
 _LEVEL_WINDOW = 5
 LEAST_PROBABILITY = 1e-3
@@ -33,7 +33,7 @@ class ControlVariate(GradientEstimator):
         """Whether the wrapped estimator needs the dense model's losses."""
         return self.estimator.needs_dense_losses
 
-    def prepare(self, space: MaskSpace, initial_probabilities_U: Tensor) -> None:
+    def prepare(self, space: UnitLayout, initial_probabilities_U: Tensor) -> None:
         """Prepare the wrapped estimator. See `GradientEstimator.prepare`."""
         self.estimator.prepare(space, initial_probabilities_U)
 
@@ -173,9 +173,9 @@ class LinearSurrogate(ControlVariate):
             )
         self.forgetting = forgetting
         self.ridge = ridge
-        self.space: MaskSpace | None = None
+        self.space: UnitLayout | None = None
 
-    def prepare(self, space: MaskSpace, initial_probabilities_U: Tensor) -> None:
+    def prepare(self, space: UnitLayout, initial_probabilities_U: Tensor) -> None:
         """Make the features of the units. See `GradientEstimator.prepare`."""
         super().prepare(space, initial_probabilities_U)
         self.space = space
@@ -223,7 +223,7 @@ class LinearSurrogate(ControlVariate):
         self.num_updates += 1
 
 
-def unit_loadings(space: MaskSpace, initial_probabilities_U: Tensor) -> Tensor:
+def unit_loadings(space: UnitLayout, initial_probabilities_U: Tensor) -> Tensor:
     """What each unit adds to the two features of its group when it is kept.
 
     The features of a group are the number of kept units, and the kept units weighted by the logit
@@ -256,7 +256,7 @@ def _group_loadings(s_N: Tensor) -> Tensor:
     return torch.stack([(1 / variance.sqrt()).expand_as(weight_N), weight_N], dim=1)
 
 
-def kept_unit_features(space: MaskSpace, loadings_U2: Tensor, deviations_SU: Tensor) -> Tensor:
+def kept_unit_features(space: UnitLayout, loadings_U2: Tensor, deviations_SU: Tensor) -> Tensor:
     """The features of masks, less their expectation.
 
     Args:
@@ -275,7 +275,7 @@ def kept_unit_features(space: MaskSpace, loadings_U2: Tensor, deviations_SU: Ten
     return torch.cat(features, dim=1)
 
 
-def unit_slopes(space: MaskSpace, loadings_U2: Tensor, coefficients_F: Tensor) -> Tensor:
+def unit_slopes(space: UnitLayout, loadings_U2: Tensor, coefficients_F: Tensor) -> Tensor:
     """What a linear function of the features gains when a unit is kept.
 
     Args:

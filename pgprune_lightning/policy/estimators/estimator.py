@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.bernoulli import sample_masks, score
-from pgprune_lightning.policy.mask_space import MaskSpace
+from pgprune_lightning.policy.unit_layout import UnitLayout
 
 ScoreScale = Literal["variance", "standard_deviation"]
 Normalization = Literal["samples", "samples_minus_one"]
@@ -124,7 +124,7 @@ class GradientEstimator(nn.Module, ABC):
         """Whether the samples must tell the dense model's losses on the same texts."""
         return False
 
-    def prepare(self, space: MaskSpace, initial_probabilities_U: Tensor) -> None:
+    def prepare(self, space: UnitLayout, initial_probabilities_U: Tensor) -> None:
         """Make the state that depends on the units, once, before the first step or a checkpoint.
 
         Args:

@@ -20,8 +20,8 @@ from pgprune_lightning.policy.budgeted_logits import (
     probabilities_on_budget,
     pull_back,
 )
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 from pgprune_lightning.policy.policies.mask_policy import MaskPolicy
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 
 class LogitPolicy(MaskPolicy):
@@ -49,7 +49,7 @@ class LogitPolicy(MaskPolicy):
         self._max_steps = -1
         self._budget_of_gradient: FeasibleSet | None = None
 
-    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+    def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Make the buffers. See `MaskPolicy.prepare`."""
         super().prepare(space, lr_factors)
         self.register_buffer(
@@ -135,7 +135,7 @@ class FreeLogits(LogitPolicy):
     def __init__(self, final_sharpness: float = 1.0) -> None:
         super().__init__(final_sharpness)
 
-    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+    def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Make the logits. See `MaskPolicy.prepare`."""
         super().prepare(space, lr_factors)
         self.logits = nn.Parameter(torch.zeros(space.num_units, dtype=torch.float64))
@@ -218,7 +218,7 @@ class StructuredLogits(LogitPolicy):
         self.free_after = free_after
         self.free_factor = free_factor
 
-    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+    def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Make parameters and buffers. See `MaskPolicy.prepare`."""
         super().prepare(space, lr_factors)
         missing = [kind for kind in self.free_kinds if kind not in space.kinds]

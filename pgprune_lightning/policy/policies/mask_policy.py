@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.estimators import GradientEstimator, MovingAverageBaseline
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 
 class MaskPolicy(nn.Module, ABC):
@@ -31,7 +31,7 @@ class MaskPolicy(nn.Module, ABC):
     feature_names: tuple[str, ...] = ()
     """Metrics whose normalised values `take_features` needs; `initial` is the initial metric."""
 
-    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+    def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Make parameters and buffers of the right shapes.
 
         Args:
@@ -160,7 +160,7 @@ class FreeProbabilities(MaskPolicy):
     Source: eqs. 2, 3 and 6.
     """
 
-    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+    def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Make the parameter. See `MaskPolicy.prepare`."""
         super().prepare(space, lr_factors)
         self.keep_probabilities = nn.Parameter(torch.zeros(space.num_units, dtype=torch.float64))

@@ -18,8 +18,8 @@ from pgprune_lightning.policy.budgeted_logits import (
     probabilities_on_budget,
 )
 from pgprune_lightning.policy.estimators import GradientEstimator, MaskSamples, PairedEstimator
-from pgprune_lightning.policy.mask_space import MaskSpace, UnitKind
 from pgprune_lightning.policy.policies.mask_policy import MaskPolicy
+from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 _PROBIT_SLOPE = math.sqrt(8 / math.pi)
 """A logistic curve of this slope is close to the distribution function of a Gaussian."""
@@ -148,7 +148,7 @@ class PGPEPolicy(MaskPolicy):
         self.own_width = own_width
         self._feasible_set: FeasibleSet | None = None
 
-    def prepare(self, space: MaskSpace, lr_factors: dict[UnitKind, float]) -> None:
+    def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Number the moves. See `MaskPolicy.prepare`."""
         super().prepare(space, lr_factors)
         own_units = self._own_units(space)
@@ -182,7 +182,7 @@ class PGPEPolicy(MaskPolicy):
         assert isinstance(estimator, PGPE), estimator
         estimator.explore(len(self.means), self.explored_masks)
 
-    def _own_units(self, space: MaskSpace) -> Tensor:
+    def _own_units(self, space: UnitLayout) -> Tensor:
         kinds = self.own_kinds
         if kinds is None:
             kinds = [kind for kind in space.kinds if kind == "kv_group"]

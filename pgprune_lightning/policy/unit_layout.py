@@ -47,7 +47,7 @@ class UnitGroup:
 
 
 @dataclass(frozen=True)
-class MaskSpace:
+class UnitLayout:
     """The flat vector of a model's prunable units.
 
     Args:
@@ -80,7 +80,7 @@ class MaskSpace:
     @classmethod
     def build(
         cls, sizes: Iterable[tuple[int, UnitKind, int, int, int]], total_parameters: int
-    ) -> MaskSpace:
+    ) -> UnitLayout:
         """Lay groups one after another.
 
         Args:
@@ -88,7 +88,7 @@ class MaskSpace:
             total_parameters: Parameters of the whole model.
 
         Returns:
-            The mask space.
+            The unit layout.
         """
         groups: list[UnitGroup] = []
         start = 0
@@ -190,24 +190,24 @@ class MaskSpace:
         return torch.stack([part.sum() for part in parts])
 
     def to_dict(self) -> dict[str, Any]:
-        """Primitives from which `from_dict` makes an equal mask space."""
+        """Primitives from which `from_dict` makes an equal unit layout."""
         return {
             "groups": [asdict(group) for group in self.groups],
             "total_parameters": self.total_parameters,
         }
 
     @classmethod
-    def from_dict(cls, data: Any) -> MaskSpace:
+    def from_dict(cls, data: Any) -> UnitLayout:
         """Read what `to_dict` wrote.
 
         Args:
             data: The dictionary, perhaps from a damaged file.
 
         Returns:
-            The mask space.
+            The unit layout.
 
         Raises:
-            UserError: The data describe no mask space.
+            UserError: The data describe no unit layout.
         """
         try:
             if type(data["total_parameters"]) is not int:

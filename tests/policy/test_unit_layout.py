@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy import MaskSpace, UnitGroup
+from pgprune_lightning.policy import UnitGroup, UnitLayout
 
 
 def test_build_computes_starts(space):
@@ -81,7 +81,7 @@ def test_kept_by_kind_and_keep_ratio_by_layer(space):
 
 
 def test_dict_round_trip_through_json(space):
-    again = MaskSpace.from_dict(json.loads(json.dumps(space.to_dict())))
+    again = UnitLayout.from_dict(json.loads(json.dumps(space.to_dict())))
     assert again == space
     assert again.unit_costs_U.equal(space.unit_costs_U)
 
@@ -115,19 +115,19 @@ def test_from_dict_refuses_damaged_data(space, damage):
     data = copy.deepcopy(space.to_dict())
     damage(data)
     with pytest.raises(UserError, match="damaged"):
-        MaskSpace.from_dict(data)
+        UnitLayout.from_dict(data)
 
 
 @pytest.mark.parametrize("data", [None, [], "groups", 5])
 def test_from_dict_refuses_what_is_no_dict(data):
     with pytest.raises(UserError, match="damaged"):
-        MaskSpace.from_dict(data)
+        UnitLayout.from_dict(data)
 
 
 def test_a_gap_is_refused_at_construction():
     groups = [UnitGroup(0, "layer", 0, 1, 10, 0), UnitGroup(1, "layer", 2, 1, 10, 0)]
     with pytest.raises(ValueError, match="should start at 1"):
-        MaskSpace(groups, 100)
+        UnitLayout(groups, 100)
 
 
 def test_ten_million_units_take_no_loop_over_units():
@@ -142,7 +142,7 @@ def test_ten_million_units_take_no_loop_over_units():
     before = sys.gettrace()
     sys.settrace(count)
     try:
-        space = MaskSpace.build(sizes, total_parameters=40_000_000)
+        space = UnitLayout.build(sizes, total_parameters=40_000_000)
         mask = torch.ones(space.num_units, dtype=torch.bool)
         mask[::2] = False
         kept, place = space.kept_parameters(mask), space.locate(9_999_999)
