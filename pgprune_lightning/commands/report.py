@@ -11,10 +11,10 @@ from pgprune_lightning.commands.experiment_options import command_line
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.number_text import bytes_text
-from pgprune_lightning.reporting.included_files import read_included
-from pgprune_lightning.reporting.page import report_page
-from pgprune_lightning.reporting.run_record import check_run, distinct_names, read_run
-from pgprune_lightning.reporting.wandb_workspace import check_workspace, make_workspace
+from pgprune_lightning.report.included_files import read_included
+from pgprune_lightning.report.page import report_page
+from pgprune_lightning.report.run_record import check_run, distinct_names, read_run
+from pgprune_lightning.report.wandb_workspace import check_workspace, make_workspace
 
 DESCRIPTION = (
     "Writes what runs have shown as one HTML file that needs no network: outcome, loss and "

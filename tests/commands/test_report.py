@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.cli import main
-from tests.reporting.conftest import made_plan
+from tests.report.conftest import made_plan
 from tests.tiny_commands import Outcome, TinyCommand, refused
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pgprune_lightning.reporting.wandb_workspace import PANELS
+from pgprune_lightning.report.wandb_workspace import PANELS
 from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
 from tests.tiny_commands import TinyCommand
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.reporting.wandb_workspace import PANELS, build_workspace, check_workspace
+from pgprune_lightning.report.wandb_workspace import PANELS, build_workspace, check_workspace
 
 
 @pytest.mark.parametrize("where", ["project", "/project", "entity/", "a/b/c"])

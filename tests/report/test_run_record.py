@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.reporting.run_record import distinct_names, read_run
+from pgprune_lightning.report.run_record import distinct_names, read_run
 from tests.damaged_files import METRICS
-from tests.reporting.conftest import WriteRun
+from tests.report.conftest import WriteRun
 
 
 def test_a_finished_run_lacks_nothing_but_the_value_that_is_no_number(write_run: WriteRun) -> None:

@@ -13,9 +13,9 @@ from pgprune_lightning.number_text import (
     share_text,
 )
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.reporting.charts import KIND_NAMES, Table
-from pgprune_lightning.reporting.curves import best_validation
-from pgprune_lightning.reporting.run_record import RunRecord, at
+from pgprune_lightning.report.charts import KIND_NAMES, Table
+from pgprune_lightning.report.curves import best_validation
+from pgprune_lightning.report.run_record import RunRecord, at
 
 MODELS = {"dense": "dense model", "initial": "untrained mask", "learned": "learned mask"}
 PLAN_OF = {"initial": "initial", "learned": "best"}

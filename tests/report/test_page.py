@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.reporting.included_files import IncludedFile
-from pgprune_lightning.reporting.page import report_page
-from pgprune_lightning.reporting.run_record import distinct_names, read_run
-from tests.reporting.conftest import WriteRun, made_summary
+from pgprune_lightning.report.included_files import IncludedFile
+from pgprune_lightning.report.page import report_page
+from pgprune_lightning.report.run_record import distinct_names, read_run
+from tests.report.conftest import WriteRun, made_summary
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 

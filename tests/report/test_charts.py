@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgprune_lightning.reporting.charts import (
+from pgprune_lightning.report.charts import (
     LINES,
     VARIABLES,
     Chart,
@@ -18,7 +18,7 @@ from pgprune_lightning.reporting.charts import (
     keep_probability_map,
     sparsity_chart,
 )
-from tests.reporting.conftest import CHANNELS, LAYERS, made_plan
+from tests.report.conftest import CHANNELS, LAYERS, made_plan
 
 
 def line_chart(*series: Series, **options: object) -> Chart:

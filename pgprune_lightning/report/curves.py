@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pgprune_lightning.number_text import perplexity_text
-from pgprune_lightning.reporting.charts import (
+from pgprune_lightning.report.charts import (
     KIND_NAMES,
     Chart,
     LineChart,
@@ -13,7 +13,7 @@ from pgprune_lightning.reporting.charts import (
     Series,
     removed_by_layer,
 )
-from pgprune_lightning.reporting.run_record import RunRecord
+from pgprune_lightning.report.run_record import RunRecord
 
 VALIDATION = "val/perplexity"
 NATS = "nats per token"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pgprune_lightning.reporting.included_files import read_included
-from pgprune_lightning.reporting.page import report_page
-from pgprune_lightning.reporting.run_record import read_run
+from pgprune_lightning.report.included_files import read_included
+from pgprune_lightning.report.page import report_page
+from pgprune_lightning.report.run_record import read_run
 from tests.headless_browser import HeadlessBrowser
-from tests.reporting.conftest import WriteRun, made_summary
+from tests.report.conftest import WriteRun, made_summary
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.reporting.charts import KIND_NAMES
+from pgprune_lightning.report.charts import KIND_NAMES
 
 STEP = "trainer/global_step"
 WORKSPACE_NAME = "Pruning"

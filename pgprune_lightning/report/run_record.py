@@ -14,7 +14,7 @@ from pgprune_lightning.credentials import hidden
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
 from pgprune_lightning.record_file import read_object
-from pgprune_lightning.reporting.charts import Point
+from pgprune_lightning.report.charts import Point
 from pgprune_lightning.training.loggers import WANDB_ID_FILE
 from pgprune_lightning.training.metrics_file import METRICS_FILE, read_metrics
 from pgprune_lightning.training.run_folder import RUN_FILES

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pgprune_lightning.number_text import NOTHING
-from pgprune_lightning.reporting.run_record import RunRecord, at
+from pgprune_lightning.report.run_record import RunRecord, at
 
 DECISIVE = {
     "keep ratio": "model.keep_ratio",

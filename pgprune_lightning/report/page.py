@@ -26,28 +26,28 @@ from pgprune_lightning.number_text import (
     share_text,
 )
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.reporting.charts import (
+from pgprune_lightning.report.charts import (
     KIND_NAMES,
     Chart,
     Table,
     keep_probability_map,
     sparsity_chart,
 )
-from pgprune_lightning.reporting.curves import (
+from pgprune_lightning.report.curves import (
     best_validation,
     compared_curves,
     main_curves,
     more_curves,
 )
-from pgprune_lightning.reporting.included_files import IncludedFile, file_section, found_files
-from pgprune_lightning.reporting.outcome import (
+from pgprune_lightning.report.included_files import IncludedFile, file_section, found_files
+from pgprune_lightning.report.outcome import (
     decision_table,
     kept_share,
     outcome_table,
     outcome_tiles,
 )
-from pgprune_lightning.reporting.run_options import decisive_options, differing_options
-from pgprune_lightning.reporting.run_record import RunRecord, at
+from pgprune_lightning.report.run_options import decisive_options, differing_options
+from pgprune_lightning.report.run_record import RunRecord, at
 
 COMPARED = [
     *("run", "keep ratio", "steps", "dense", "untrained", "learned"),
@@ -123,7 +123,7 @@ def headline(record: RunRecord) -> str:
 @cache
 def _templates() -> Environment:
     return Environment(
-        loader=PackageLoader("pgprune_lightning.reporting"),
+        loader=PackageLoader("pgprune_lightning.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -18,8 +18,8 @@ from pgprune_lightning.number_text import (
     share_text,
 )
 from pgprune_lightning.record_file import read_object
-from pgprune_lightning.reporting.charts import Table
-from pgprune_lightning.reporting.run_record import at
+from pgprune_lightning.report.charts import Table
+from pgprune_lightning.report.run_record import at
 
 EXPORT_FILE = "export.json"
 DEEPEST_EXPORT = 3
