@@ -43,7 +43,8 @@ def top_units(s_N: Tensor, costs_N: Tensor, limit: float) -> Tensor:
         s, costs = s_N.index_select(0, units), costs_N.index_select(0, units)
         if float(costs.sum()) > limit:
             is_above = s > s.mean()
-            if len(units) > SORTED_AT_ONCE and bool(is_above.any()):
+            # The mean of equal scores can round to below all of them.
+            if len(units) > SORTED_AT_ONCE and 0 < int(is_above.sum()) < len(units):
                 parts += [units.masked_select(~is_above), units.masked_select(is_above)]
                 continue
             ranked = s.argsort(descending=True, stable=True)

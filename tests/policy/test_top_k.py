@@ -61,6 +61,17 @@ def test_without_sorting_all_it_equals_a_greedy_loop(
     assert kept.tolist() == greedy(values, costs, limit)
 
 
+@pytest.mark.parametrize("count", [3, 12, 5000])
+def test_equal_units_whose_mean_rounds_below_them(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_k, "SORTED_AT_ONCE", 2)
+    s_N = torch.full((count,), 0.4460220421977942, dtype=torch.float64)
+    assert s_N.mean() < s_N[0]
+    kept_N = top_k.top_units(s_N, torch.ones_like(s_N), count // 2)
+    assert kept_N.sum() == count // 2
+
+
 def test_few_of_many_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     s_N = torch.randn(100_000, generator=generator, dtype=torch.float64)
