@@ -95,7 +95,7 @@ class MaskCheckpoint(Callback):
         recorded = best.base_model.fingerprint
         same_task = (
             best.budget == pl_module.target_budget
-            and pl_module.environment.fingerprint_like(recorded) == recorded
+            and pl_module.masked_model.fingerprint_like(recorded) == recorded
         )
         if same_task and perplexity is not None and perplexity < self.best_perplexity:
             self.best_perplexity, self.best_step = perplexity, best.step
@@ -154,7 +154,7 @@ def _state_of(plan: PruningPlan) -> dict[str, Any]:
 
 
 def _plan_of(pl_module: PolicyGradientPruning, state: dict[str, Any]) -> PruningPlan:
-    return PruningPlan(base_model=pl_module.environment.base_model, space=pl_module.space, **state)
+    return PruningPlan(base_model=pl_module.masked_model.base_model, space=pl_module.space, **state)
 
 
 def _is_whole(folder: Path) -> bool:

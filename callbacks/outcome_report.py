@@ -56,10 +56,10 @@ class OutcomeReport(Callback):
             pl_module.setup(stage)  # Lightning's own turn comes later, and finds it done
             tokenizer = trainer.datamodule.load_tokenizer()  # type: ignore[attr-defined]
             tokens = tokenizer(self.prompt)["input_ids"]
-            num_rows = pl_module.environment.num_tokens
+            num_rows = pl_module.masked_model.num_tokens
             check_tokens(tokens, tokenizer, num_rows, "outcome_report.prompt")
             length = {"outcome_report: prompt and sample_tokens": len(tokens) + self.sample_tokens}
-            check_lengths(pl_module.environment.config, length)
+            check_lengths(pl_module.masked_model.config, length)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Count what an earlier process has spent on the start of this run."""
@@ -134,8 +134,8 @@ class OutcomeReport(Callback):
             "text": text,
             "sequence_length": plans["best"].validation["sequence_length"],
             "validation": {name: plan.validation for name, plan in plans.items()},
-            "base_model": pl_module.environment.base_model.source,
-            "execution": pl_module.environment.execution,
+            "base_model": pl_module.masked_model.base_model.source,
+            "execution": pl_module.masked_model.execution,
             "provenance": provenance(pl_module.device),
             "seconds": round(self._seconds(), 1),
             "peak_memory_bytes": peak_memory(pl_module.device),
@@ -147,9 +147,9 @@ class OutcomeReport(Callback):
         if not self.prompt:
             return {}
         tokenizer = trainer.datamodule.load_tokenizer()  # type: ignore[attr-defined]
-        model = pl_module.environment.model
+        model = pl_module.masked_model.model
         dense = greedy_continuation(model, tokenizer, self.prompt, self.sample_tokens)
-        with pl_module.environment.masked(best.mask_U):
+        with pl_module.masked_model.masked(best.mask_U):
             learned = greedy_continuation(model, tokenizer, self.prompt, self.sample_tokens)
         return {"prompt": self.prompt, "dense": dense, "learned": learned}
 
@@ -161,7 +161,7 @@ def _measure(
     return {
         label: {
             name: evaluate_perplexity(
-                partial(pl_module.environment.token_nll, mask_U=mask_U),
+                partial(pl_module.masked_model.token_nll, mask_U=mask_U),
                 loader,
                 device=pl_module.device,
                 description=f"{name} on {label}" if trainer.is_global_zero else None,

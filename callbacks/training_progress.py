@@ -40,10 +40,10 @@ class TrainingProgress(ProgressBar):
     def on_fit_start(self, trainer: Trainer, pl_module: PolicyGradientPruning) -> None:  # type: ignore[override]
         """Say what is about to be pruned."""
         del trainer
-        space, model = pl_module.space, pl_module.environment.model
+        space, model = pl_module.space, pl_module.masked_model.model
         kinds = ", ".join(f"{len(space.units_of(kind)):,} {kind}" for kind in space.kinds)
         self._say(
-            f"{pl_module.environment.base_model.source}: "
+            f"{pl_module.masked_model.base_model.source}: "
             f"{count_text(space.total_parameters)} parameters in "
             f"{str(model.dtype).removeprefix('torch.')} on {model.device}; units: {kinds}; "
             f"keep ratio {pl_module.keep_ratio} ({pl_module.budget})"

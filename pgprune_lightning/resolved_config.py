@@ -50,10 +50,10 @@ def fill_in_choices(config: Namespace, trainer: Trainer, pl_module: Any) -> None
         trainer: The Trainer.
         pl_module: The module, with its model loaded.
     """
-    environment = pl_module.environment
-    config.model.dtype = str(environment.model.dtype).removeprefix("torch.")
-    config.model.attention = environment.model.config._attn_implementation
-    config.model.execution = environment.execution or config.model.execution
+    masked_model = pl_module.masked_model
+    config.model.dtype = str(masked_model.model.dtype).removeprefix("torch.")
+    config.model.attention = masked_model.model.config._attn_implementation
+    config.model.execution = masked_model.execution or config.model.execution
     if str(config.trainer.devices) in ("auto", "-1"):
         config.trainer.devices = trainer.num_devices
 
@@ -88,7 +88,7 @@ class SaveResolvedConfig(SaveConfigCallback):
         """Write the file again once the execution of masks is chosen."""
         del outputs, batch, batch_idx
         options = self.config.model
-        if options.execution == "auto" and pl_module.environment.execution is not None:
+        if options.execution == "auto" and pl_module.masked_model.execution is not None:
             fill_in_choices(self.config, trainer, pl_module)
             if trainer.is_global_zero:
                 self._write()

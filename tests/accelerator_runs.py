@@ -57,7 +57,7 @@ from tests.tiny_runs import TinyRun, write_tiny_model, write_tiny_texts
 CASES: dict[str, dict[str, Any]] = {
     "paper": {},
     "fast": {
-        "masks_per": "sequence",
+        "mask_granularity": "sequence",
         "policy": PGPEPolicy(),
         "budget": "parameters",
         "initialization": Initialization(
@@ -70,11 +70,15 @@ CASES: dict[str, dict[str, Any]] = {
         "layer_keep_ratios": (0.2, 1.0),
         "round_to": 2,
     },
-    "multiplied": {"execution": "multiplied", "loss": "kl_to_dense", "update": NaturalGradient},
+    "multiplied": {
+        "execution": "multiplied",
+        "objective": "kl_to_dense",
+        "update": NaturalGradient,
+    },
     "structured": {
         "policy": StructuredLogits(),
         "update": Adam,
-        "masks_per": "sequence",
+        "mask_granularity": "sequence",
         "estimator": LinearSurrogate(DenseLossControlVariate(LeaveOneOut())),
     },
     "antithetic": {
@@ -108,7 +112,7 @@ class Whereabouts(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         del trainer
-        tensors = (*pl_module.policy.parameters(), pl_module.environment.model.lm_head.weight)
+        tensors = (*pl_module.policy.parameters(), pl_module.masked_model.model.lm_head.weight)
         self.devices |= {tensor.device for tensor in tensors}
 
 

@@ -28,12 +28,12 @@ def _hash(tensor: Tensor) -> str:
 def recorded_steps(path: Path) -> Iterator[None]:
     """Append a line a step: its batch, its masks' hash, its losses and the probabilities."""
     from pgprune_lightning.training import PolicyGradientPruning
-    from pgprune_lightning.training.mask_judging import MaskJudging
+    from pgprune_lightning.training.mask_evaluator import MaskEvaluator
 
-    training_step, read = PolicyGradientPruning.training_step, MaskJudging.evaluate
+    training_step, read = PolicyGradientPruning.training_step, MaskEvaluator.evaluate
     masks: list[str] = []
 
-    def evaluate(self: MaskJudging, *arguments: Any, **options: Any) -> Any:
+    def evaluate(self: MaskEvaluator, *arguments: Any, **options: Any) -> Any:
         samples = read(self, *arguments, **options)
         masks[:] = [_hash(samples.masks_SU)]
         return samples
@@ -55,7 +55,7 @@ def recorded_steps(path: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyGradientPruning, "training_step", step)
-        patch.setattr(MaskJudging, "evaluate", evaluate)
+        patch.setattr(MaskEvaluator, "evaluate", evaluate)
         yield
 
 

@@ -34,7 +34,7 @@ def test_the_later_config_wins_and_the_rest_stays(tiny_command: TinyCommand) -> 
 
 NESTED_ESTIMATOR = """
 model:
-  masks_per: sequence
+  mask_granularity: sequence
   num_mask_samples: 1
   estimator:
     class_path: pgprune_lightning.policy.LinearSurrogate
@@ -265,7 +265,7 @@ model:
   policy:
     class_path: pgprune_lightning.policy.PGPEPolicy
     init_args: {own_width: 3.0}
-  masks_per: sequence
+  mask_granularity: sequence
   num_mask_samples: 2
   initialization: {normalization: per_parameter}
 """

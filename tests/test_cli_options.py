@@ -16,8 +16,8 @@ OPTIONS = {
     "": "config seed_everything run_dir existing_run resume ckpt_path",
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
-        lr lr_rule lr_factors lr_schedule num_mask_samples masks_per loss policy update estimator
-        probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
+        lr lr_rule lr_factors lr_schedule num_mask_samples mask_granularity objective policy update
+        estimator probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
         shard round_to tensor_parallel""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks refine_steps plan scores""",
@@ -41,8 +41,8 @@ UNITS = {
     "model.tensor_parallel": "Devices",
     "model.lr": "per (nat per token)",
     "model.num_mask_samples": "Masks",
-    "model.masks_per": "masks",
-    "model.loss": "nats per token",
+    "model.mask_granularity": "masks",
+    "model.objective": "nats per token",
     "model.shard": "Ranks",
     "rank_agreement.every_n_steps": "steps",
     "policy_pictures.every_n_steps": "Steps",

@@ -17,7 +17,7 @@ STEPS = 6
 WRAPPED = """
 model:
   lr_schedule: cosine
-  masks_per: sequence
+  mask_granularity: sequence
   num_mask_samples: 1
   policy:
     class_path: pgprune_lightning.policy.StructuredLogits

@@ -103,12 +103,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> AtStep:
 @pytest.fixture
 def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where weights would be loaded."""
-    from pgprune_lightning.training import environment
+    from pgprune_lightning.training import masked_model
 
     def fail(*_: Any, **__: Any) -> NoReturn:
         pytest.fail("the model's weights were loaded")
 
-    monkeypatch.setattr(environment, "open_frozen_model", fail)
+    monkeypatch.setattr(masked_model, "open_frozen_model", fail)
 
 
 def tiny_config(model: Path, texts: Path, run_dir: Path) -> dict[str, Any]:

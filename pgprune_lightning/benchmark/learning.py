@@ -15,8 +15,8 @@ from pgprune_lightning.policy import (
     UnitLayout,
     UpdateFactory,
 )
-from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
-from pgprune_lightning.training.mask_losses import Judge
+from pgprune_lightning.training.mask_evaluator import MaskEvaluator, MaskGranularity
+from pgprune_lightning.training.mask_losses import Objective
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Learning:
         update: Makes what steps the policy.
         lr_rule: What the step size means.
         lr_factors: Factor on the step by unit kind.
-        masks_per: What judges a mask.
-        loss: What a mask is judged by.
+        mask_granularity: The text that evaluates a mask.
+        objective: The loss of a mask.
     """
 
     policy: MaskPolicy = field(default_factory=FreeProbabilities)
@@ -38,8 +38,8 @@ class Learning:
     update: UpdateFactory = ProjectedSGD
     lr_rule: StepRule = "fixed"
     lr_factors: dict[UnitKind, float] | None = None
-    masks_per: MasksPer = "batch"
-    loss: Judge = "cross_entropy"
+    mask_granularity: MaskGranularity = "batch"
+    objective: Objective = "cross_entropy"
 
     def check(self, workload: Workload) -> None:
         """Refuse, without a model, what no step could be taken by.
@@ -51,16 +51,16 @@ class Learning:
         layer = [(0, kind, 2, 1, 0) for kind in workload.unit_kinds]
         policy.prepare(UnitLayout.build(layer, total_parameters=4), self.lr_factors or {})
         estimator = policy.estimator_or_default(self.estimator)
-        self.judging(workload).check(estimator, workload.batch_size)
+        self.evaluator(workload).check(estimator, workload.batch_size)
 
-    def judging(self, workload: Workload) -> MaskJudging:
-        """How the masks of a step are judged."""
-        return MaskJudging(workload.num_mask_samples, self.masks_per, self.loss)
+    def evaluator(self, workload: Workload) -> MaskEvaluator:
+        """How the masks of a step are evaluated."""
+        return MaskEvaluator(workload.num_mask_samples, self.mask_granularity, self.objective)
 
     def describe(self) -> dict[str, str]:
         """Names, for tables and files."""
         return {
             "policy": type(self.policy).__name__,
-            "masks_per": self.masks_per,
-            "loss": self.loss,
+            "mask_granularity": self.mask_granularity,
+            "objective": self.objective,
         }

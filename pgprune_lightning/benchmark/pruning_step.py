@@ -55,8 +55,8 @@ class PruningStep:
         self.policy.prepare(space, learning.lr_factors or {})
         self._estimator = self.policy.estimator_or_default(learning.estimator)
         self.policy.connect(self._estimator)
-        self._judging = learning.judging(workload)
-        self._judging.check(self._estimator, len(batch_BT))
+        self._evaluator = learning.evaluator(workload)
+        self._evaluator.check(self._estimator, len(batch_BT))
         self.policy.to(self._device)
         self._take_any_features(space)
         self.policy.start_from(start_U, feasible_set)
@@ -66,7 +66,7 @@ class PruningStep:
 
     def __call__(self, step: int) -> Tensor:
         """Take a step; return the losses, (S,) float64, in nats per token."""
-        samples = self._judging.evaluate(
+        samples = self._evaluator.evaluate(
             self._losses,
             self._batch_BT,
             self.sample(step),
@@ -79,7 +79,7 @@ class PruningStep:
     def sample(self, step: int) -> Tensor:
         """The masks of a step, (S, U) bool."""
         generator = mask_generator(SEED, step, 0, self._device)
-        num_masks = self._judging.num_masks(self._batch_BT)
+        num_masks = self._evaluator.num_masks(self._batch_BT)
         return self._estimator.draw(self._probabilities_U, num_masks, generator)
 
     def update(self, losses_S: Tensor, masks_SU: Tensor) -> None:
@@ -89,7 +89,7 @@ class PruningStep:
                 masks_SU,
                 losses_S,
                 self._probabilities_U,
-                num_texts=self._judging.num_texts(self._batch_BT),
+                num_texts=self._evaluator.num_texts(self._batch_BT),
                 dense_losses_S=losses_S if self._estimator.needs_dense_losses else None,
             )
         )

@@ -30,7 +30,7 @@ def header(result: dict[str, Any]) -> str:
         f"{result['model']}: {count_text(result['parameters'])} parameters, "
         f"{result['units']:,} units; {result['dtype']} on {result['device']}, "
         f"{result['threads']} threads; {result['batch_size']} x {result['block_length']} tokens, "
-        f"N_s = {result['num_mask_samples']} a {result['masks_per']}, {result['policy']}\n"
+        f"N_s = {result['num_mask_samples']} a {result['mask_granularity']}, {result['policy']}\n"
         f"matrix-multiply peak {result['matmul_peak_flops_per_second'] / 1e12:.3g} TFLOP/s; "
         "memory is over the weights, at its peak\n\n" + _line([name for name, _ in COLUMNS])
     )

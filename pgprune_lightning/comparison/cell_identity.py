@@ -33,7 +33,7 @@ NO_NUMBER_CHANGES = {
 
 OF_TRAINING = {
     "model": (
-        *("lr", "lr_factors", "lr_schedule", "num_mask_samples", "masks_per", "loss"),
+        *("lr", "lr_factors", "lr_schedule", "num_mask_samples", "mask_granularity", "objective"),
         *("estimator", "progressive"),
     ),
     "data": ("validation",),

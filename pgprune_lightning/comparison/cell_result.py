@@ -69,9 +69,9 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
     if pruned.plan is not None:
         pruned.plan.save(cell.folder / PLAN_FOLDER)
     cli = pruned.cli
-    environment = cli.model.environment
+    masked_model = cli.model.masked_model
     measured = _measured(pruned, cell.finetune, experiment)
-    dense_parameters = environment.space.total_parameters
+    dense_parameters = masked_model.space.total_parameters
     return {
         "setting": cell.setting,
         "method": cell.method,
@@ -84,8 +84,8 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         "peak_memory_bytes": pruned.meter.peak_memory_bytes,
         "memory_before_bytes": pruned.meter.memory_before_bytes,
         "text": cli.datamodule.test[0].title,
-        "base_model": environment.base_model.source,
-        "max_positions": max_positions(environment.config),
+        "base_model": masked_model.base_model.source,
+        "max_positions": max_positions(masked_model.config),
         **pruned.details,
         "provenance": provenance(cli.device),
     }
@@ -98,7 +98,7 @@ def _measured(
     tuned: PreTrainedModel | None = None
     tuning: dict[str, Any] = {}
     if finetune is not None:
-        dense = pruned.cli.model.environment.model
+        dense = pruned.cli.model.masked_model.model
         tuned, tuning = tune(pruned.cut(), dense, data.load_tokenizer(), finetune)
     with pruned.opened if tuned is None else nullcontext(tuned) as model:
         measured = measure(model, data, experiment)
@@ -110,16 +110,16 @@ def _measured(
 def _dense(cell: Cell) -> _Pruned:
     cli = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
     cli.making.stop()
-    environment = cli.model.environment
+    masked_model = cli.model.masked_model
     meter = ResourceMeter()
     meter.start(cli.device)
     meter.stop()
     return _Pruned(
         cli,
         meter,
-        opened=nullcontext(environment.model),
-        cut=lambda: environment.model,
-        parameters=environment.space.total_parameters,
+        opened=nullcontext(masked_model.model),
+        cut=lambda: masked_model.model,
+        parameters=masked_model.space.total_parameters,
         details={"passes": cli.making.counter.passes},
     )
 
@@ -145,12 +145,12 @@ def _learned(cell: Cell) -> _Pruned:
 
 
 def _masked(cli: CellCLI, plan: PruningPlan, details: dict[str, Any]) -> _Pruned:
-    environment = cli.model.environment
+    masked_model = cli.model.masked_model
     return _Pruned(
         cli,
         cli.making.meter,
-        opened=environment.masked(plan.mask_U),
-        cut=partial(cut_model, environment.model, plan.space, plan.mask_U),
+        opened=masked_model.masked(plan.mask_U),
+        cut=partial(cut_model, masked_model.model, plan.space, plan.mask_U),
         parameters=plan.kept_parameters,
         plan=plan,
         details=details
@@ -168,7 +168,7 @@ def _slicegpt(cell: Cell) -> _Pruned:
     meter.start(cli.device)
     batches = [batch_BT.to(cli.device) for batch_BT in text]
     budget = module.space.kept_parameters(module.current_mask())
-    sliced = research_module("slicegpt").slice_model(module.environment.model, batches, budget)
+    sliced = research_module("slicegpt").slice_model(module.masked_model.model, batches, budget)
     meter.stop()
     details = {"width": sliced.width}
     return _Pruned(

@@ -101,7 +101,7 @@ class CellCLI(RepeatedCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Load the model before anything is measured; the environment will find it."""
+        """Load the model before anything is measured; the run will find it."""
         super().after_instantiate_classes()
         device = self.device
         model = open_frozen_model(

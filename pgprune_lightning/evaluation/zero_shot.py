@@ -61,7 +61,7 @@ def evaluate_zero_shot(
 ) -> dict[str, ZeroShotScore]:
     """Score a model on tasks without examples in the prompt.
 
-    A mask is measured by calling this inside `environment.masked(mask_U)`.
+    A mask is measured by calling this inside `masked_model.masked(mask_U)`.
 
     Args:
         model: A causal language model: dense, masked or cut.

@@ -1,4 +1,4 @@
-"""The environment: a causal language model that is only ever read."""
+"""The frozen model: a causal language model that is only ever read."""
 
 from __future__ import annotations
 

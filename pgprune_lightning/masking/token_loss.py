@@ -29,7 +29,7 @@ TOKENS_PER_CHUNK = 2**12
 def token_losses(
     model: PreTrainedModel, input_ids_BT: Tensor, dense_BTH: Tensor | None = None
 ) -> Tensor:
-    """Judge every token: by the text, or by the dense model where its states are given.
+    """Loss of every token: against the text, or the dense model where its states are given.
 
     Args:
         model: The frozen causal language model under a mask.

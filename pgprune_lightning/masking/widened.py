@@ -60,13 +60,13 @@ class WidenedExecution:
     def token_losses(
         self, batch_BT: Tensor, masks_BU: Tensor, dense_BTH: Tensor | None = None
     ) -> Tensor:
-        """Judge each sequence under its mask; see `token_loss.token_losses`.
+        """Losses of each sequence under its mask; see `token_loss.token_losses`.
 
         Args:
             batch_BT: Token ids, (B, T), int64.
             masks_BU: Which units stay for each sequence, (B, U), bool, on the model's device.
-            dense_BTH: States of the dense model on the same tokens, (B, T - 1, H), to judge by
-                them.
+            dense_BTH: States of the dense model on the same tokens, (B, T - 1, H), for
+                the divergence from it.
 
         Returns:
             Nats per token, (B, T - 1), float32.

@@ -16,8 +16,8 @@ from pgprune_lightning.masking.activation_memory import sequences_per_forward
 from pgprune_lightning.masking.token_loss import predicting_states, token_losses
 from pgprune_lightning.training.execution_choice import ONE_A_SEQUENCE, ExecutionChoice
 
-Judge = Literal["cross_entropy", "kl_to_dense"]
-"""What a mask is judged by: the text's own next tokens, or the dense model's distributions."""
+Objective = Literal["cross_entropy", "kl_to_dense"]
+"""Loss of a mask: against the text's own next tokens, or the dense model's distributions."""
 
 
 class MaskLosses:
@@ -37,17 +37,17 @@ class MaskLosses:
 
     @torch.no_grad()
     def token_nll(self, batch_BT: Tensor, mask_U: Tensor | None) -> Tensor:
-        """Token losses under a mask; see `FrozenEnvironment.token_nll`."""
+        """Token losses under a mask; see `MaskedModel.token_nll`."""
         if mask_U is None:
             return self._in_parts(self.model, batch_BT, None)
         return self._under(mask_U, batch_BT, None)
 
     @torch.no_grad()
     def losses_of_masks(
-        self, batch_BT: Tensor, masks_SU: Tensor, judge: Judge = "cross_entropy"
+        self, batch_BT: Tensor, masks_SU: Tensor, objective: Objective = "cross_entropy"
     ) -> Tensor:
-        """Judge each mask by the whole batch; see `FrozenEnvironment.losses_of_masks`."""
-        dense_BTH = self._dense_states(batch_BT, judge)
+        """Losses of each mask on the whole batch; see `MaskedModel.losses_of_masks`."""
+        dense_BTH = self._dense_states(batch_BT, objective)
         with self.execution.timed(masks_SU):
             if self.execution.name == "widened":
                 losses_NT = self._widened(masks_SU, batch_BT, dense_BTH)
@@ -58,18 +58,18 @@ class MaskLosses:
 
     @torch.no_grad()
     def losses_of_sequences(
-        self, batch_BT: Tensor, masks_BU: Tensor, judge: Judge = "cross_entropy"
+        self, batch_BT: Tensor, masks_BU: Tensor, objective: Objective = "cross_entropy"
     ) -> Tensor:
-        """Judge masks by a sequence each; see `FrozenEnvironment.losses_of_sequences`."""
+        """Losses of masks on a sequence each; see `MaskedModel.losses_of_sequences`."""
         with self.execution.timed(masks_BU, ONE_A_SEQUENCE):
             rows = self._rows(batch_BT)
             parts = zip(batch_BT.split(rows), masks_BU.split(rows), strict=True)
-            losses = [self._of_part(*part, judge) for part in parts]
+            losses = [self._of_part(*part, objective) for part in parts]
             return torch.cat(losses).mean(dim=1).double()
 
-    def _of_part(self, part_PT: Tensor, masks_PU: Tensor, judge: Judge) -> Tensor:
+    def _of_part(self, part_PT: Tensor, masks_PU: Tensor, objective: Objective) -> Tensor:
         """Token losses of sequences, each under its own mask, (P, T - 1)."""
-        dense_PTH = self._dense_states(part_PT, judge)
+        dense_PTH = self._dense_states(part_PT, objective)
         if self.execution.name == "widened":
             return self.execution.widened.token_losses(part_PT, masks_PU, dense_PTH)
         with self.execution.multiplied.masked_each(masks_PU) as model:
@@ -104,9 +104,9 @@ class MaskLosses:
             )
         return torch.cat(losses)
 
-    def _dense_states(self, batch_BT: Tensor, judge: Judge) -> Tensor | None:
+    def _dense_states(self, batch_BT: Tensor, objective: Objective) -> Tensor | None:
         """What `kl_to_dense` compares with, (B, T - 1, H), of the model without a mask."""
-        if judge == "cross_entropy":
+        if objective == "cross_entropy":
             return None
         parts = batch_BT.split(self._rows(batch_BT))
         states_NH = torch.cat([predicting_states(self.model, part_PT) for part_PT in parts])

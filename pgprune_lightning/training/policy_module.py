@@ -22,7 +22,7 @@ from pgprune_lightning.training.checkpoints import (
     describe_run,
     place_loops,
 )
-from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.masked_model import MaskedModel
 
 
 class PolicyModule(LightningModule):
@@ -38,7 +38,7 @@ class PolicyModule(LightningModule):
     layer_keep_ratios: tuple[float, float]
     round_to: int = 1
     tensor_parallel: int = 1
-    environment: FrozenEnvironment
+    masked_model: MaskedModel
     budgets: BudgetSchedule
     policy: MaskPolicy
     update_name: str
@@ -51,7 +51,7 @@ class PolicyModule(LightningModule):
     @property
     def space(self) -> UnitLayout:
         """The units, known after `setup`."""
-        return self.environment.space
+        return self.masked_model.space
 
     @property
     def feasible_set(self) -> FeasibleSet:
@@ -75,7 +75,7 @@ class PolicyModule(LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Token losses of the deterministic mask, (B, T - 1), nats."""
         del batch_idx, dataloader_idx
-        return self.environment.token_nll(batch, self._evaluated_mask_U)
+        return self.masked_model.token_nll(batch, self._evaluated_mask_U)
 
     def on_validation_end(self) -> None:
         """Give back what the text has taken: a step takes less, and would leave it lying."""
@@ -88,7 +88,7 @@ class PolicyModule(LightningModule):
     def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Token losses of the deterministic mask, (B, T - 1), nats."""
         del batch_idx, dataloader_idx
-        return self.environment.token_nll(batch, self._evaluated_mask_U)
+        return self.masked_model.token_nll(batch, self._evaluated_mask_U)
 
     # What a run leaves: plans and checkpoints.
 
@@ -96,7 +96,7 @@ class PolicyModule(LightningModule):
         """The pruning plan of the policy as it is now, not validated."""
         keep_ratio = self.budgets.measured_at(self.global_step).keep_ratio
         return PruningPlan(
-            base_model=self.environment.base_model,
+            base_model=self.masked_model.base_model,
             space=self.space,
             keep_probabilities_U=self.policy.keep_probabilities.detach().cpu().clone(),
             mask_U=self.current_mask().cpu(),
@@ -117,14 +117,14 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tie the checkpoint to the model it was learned on."""
-        describe_run(checkpoint, self.environment.base_model, self.update_name)
-        checkpoint["execution"] = self.environment.execution
+        describe_run(checkpoint, self.masked_model.base_model, self.update_name)
+        checkpoint["execution"] = self.masked_model.execution
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model or update, and go on with the step that comes."""
         name, state = self.update_name, self.state_dict()
-        found = self.environment.fingerprint_like(checkpoint["base_model"]["fingerprint"])
-        base_model = replace(self.environment.base_model, fingerprint=found)
+        found = self.masked_model.fingerprint_like(checkpoint["base_model"]["fingerprint"])
+        base_model = replace(self.masked_model.base_model, fingerprint=found)
         check_run(checkpoint, base_model, name, state)
-        self.environment.restore_execution(checkpoint.get("execution"))
+        self.masked_model.restore_execution(checkpoint.get("execution"))
         place_loops(checkpoint)

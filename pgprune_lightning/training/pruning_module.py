@@ -39,13 +39,13 @@ from pgprune_lightning.training.arguments import (
 )
 from pgprune_lightning.training.budget_schedule import BudgetSchedule, Progressive
 from pgprune_lightning.training.checkpoints import check_checkpoint
-from pgprune_lightning.training.environment import FrozenEnvironment
 from pgprune_lightning.training.execution_choice import ExecutionName
-from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer, check_losses
-from pgprune_lightning.training.mask_losses import Judge
+from pgprune_lightning.training.mask_evaluator import MaskEvaluator, MaskGranularity, check_losses
+from pgprune_lightning.training.mask_losses import Objective
+from pgprune_lightning.training.masked_model import MaskedModel
 from pgprune_lightning.training.measured_start import MeasuredStart
+from pgprune_lightning.training.policy_initializer import PolicyInitializer
 from pgprune_lightning.training.policy_module import PolicyModule
-from pgprune_lightning.training.starting_point import StartingPoint
 from pgprune_lightning.training.trainer_options import check_fixed
 
 
@@ -91,12 +91,13 @@ class PolicyGradientPruning(PolicyModule):
         lr_schedule: `constant`, as the paper, or `cosine`: from `lr` down to 0 at
             `trainer.max_steps`, as the authors' published code.
         num_mask_samples: Masks drawn in each step on each rank (N_s), for the batch or for each
-            sequence of it, as `masks_per` says.
-        masks_per: What judges a mask: the whole `batch`, with one forward pass a mask, as the
-            paper; or one `sequence`, so that a batch of B sequences judges B masks for each of
-            `num_mask_samples`, all in one forward pass of as many sequences, which computes what
-            the masks drop too. Masks differ more than texts do, so many of them tell more.
-        loss: What a mask is judged by in training, in nats per token: the `cross_entropy` of the
+            sequence of it, as `mask_granularity` says.
+        mask_granularity: The text that evaluates a mask: the whole `batch`, with one forward pass a
+            mask, as the paper; or one `sequence`, so that a batch of B sequences evaluates B masks
+            for each of `num_mask_samples`, all in one forward pass of as many sequences, which also
+            computes the units that the masks drop. The loss varies more across masks than across
+            texts, so many masks give the better estimate.
+        objective: The loss of a mask in training, in nats per token: the `cross_entropy` of the
             text, as the paper, or `kl_to_dense`, the divergence KL(dense || masked) of the
             next-token distributions, with one dense forward pass more a step. Validation measures
             perplexity either way.
@@ -146,8 +147,8 @@ class PolicyGradientPruning(PolicyModule):
         lr_factors: dict[UnitKind, float] | None = None,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_mask_samples: int = 2,
-        masks_per: MasksPer = "batch",
-        loss: Judge = "cross_entropy",
+        mask_granularity: MaskGranularity = "batch",
+        objective: Objective = "cross_entropy",
         policy: MaskPolicy = lazy_instance(FreeProbabilities),
         update: UpdateFactory = ProjectedSGD,
         estimator: GradientEstimator | None = None,
@@ -182,12 +183,12 @@ class PolicyGradientPruning(PolicyModule):
         self.lr_factors = lr_factors or {}
         self.lr_schedule = lr_schedule
         self.num_mask_samples = num_mask_samples
-        self.judging = MaskJudging(num_mask_samples, masks_per, loss)
+        self.evaluator = MaskEvaluator(num_mask_samples, mask_granularity, objective)
         # Copies: the defaults are one object each, whose state must not pass to the next module.
         self.policy = copy.deepcopy(policy)
         self.make_update = update
         self.estimator = self.policy.estimator_or_default(copy.deepcopy(estimator))
-        self.judging.check(self.estimator)
+        self.evaluator.check(self.estimator)
         self.probability_bounds = probability_bounds
         self.fill_budget = fill_budget
         self.progressive = progressive
@@ -198,7 +199,7 @@ class PolicyGradientPruning(PolicyModule):
         self.shard = shard
         self.seed = seed
 
-    # The environment and the first policy.
+    # The model and the first policy.
 
     start_folder: Path | None = None
     """Where the measurement of the start is kept, so that it can go on; None: nowhere."""
@@ -207,9 +208,9 @@ class PolicyGradientPruning(PolicyModule):
     def setup(self, stage: str) -> None:
         """Count the units from the model's configuration, so that a wrong budget fails early."""
         del stage
-        if hasattr(self, "environment"):
+        if hasattr(self, "masked_model"):
             return
-        self.environment = FrozenEnvironment(self.source, self.unit_kinds, self.channels_per_unit)
+        self.masked_model = MaskedModel(self.source, self.unit_kinds, self.channels_per_unit)
         lower, upper = self.probability_bounds
         self.budgets = BudgetSchedule(
             self.space,
@@ -225,7 +226,7 @@ class PolicyGradientPruning(PolicyModule):
         )
         self.policy.prepare(self.space, self.lr_factors)
         self.policy.connect(self.estimator)
-        self.starting_point = StartingPoint(
+        self.policy_initializer = PolicyInitializer(
             self.initialization,
             self.space,
             self.source.given,
@@ -238,13 +239,13 @@ class PolicyGradientPruning(PolicyModule):
 
     def configure_model(self) -> None:
         """Load and freeze the model; on a fresh start, initialise the policy with its help."""
-        if self.environment.is_loaded:
+        if self.masked_model.is_loaded:
             return
         self._check_before_loading()
         # Lightning makes the accelerator the default device here; what is meant to lie on the host
         # would be made there.
         with torch.device("cpu"):
-            self.environment.load(
+            self.masked_model.load(
                 dtype=self.model_dtype,
                 device=self.trainer.strategy.root_device,
                 attention=self.attention,
@@ -259,11 +260,11 @@ class PolicyGradientPruning(PolicyModule):
                         "progressive": self.progressive,
                     }
                     self.measured_start = MeasuredStart(self.start_folder, self.trainer, budget)
-                self.starting_point.start(
+                self.policy_initializer.start(
                     self.policy,
-                    self.environment,
+                    self.masked_model,
                     self.feasible_set,
-                    self.starting_point.batches_of(self.trainer),
+                    self.policy_initializer.batches_of(self.trainer),
                     self.seed,
                     self.measured_start,
                 )
@@ -280,7 +281,7 @@ class PolicyGradientPruning(PolicyModule):
         """
         names = ("block_length", "evaluation_block_length")
         lengths = {f"data.{name}": getattr(datamodule, name, 0) for name in names}
-        check_lengths(self.environment.config, lengths)
+        check_lengths(self.masked_model.config, lengths)
 
     def _check_before_loading(self) -> None:
         """Refuse a wrong checkpoint, too few steps or a wrong text, while that is cheap."""
@@ -290,15 +291,15 @@ class PolicyGradientPruning(PolicyModule):
             self.budgets.check_length(self.trainer.max_steps)
             batch_size = getattr(datamodule, "batch_size", None)
             if batch_size is not None:
-                self.judging.check(self.estimator, batch_size * self.trainer.world_size)
+                self.evaluator.check(self.estimator, batch_size * self.trainer.world_size)
             self.policy.check_length(self.trainer.max_steps)
         self.check_lengths(datamodule)
         if hasattr(datamodule, "check_tokens"):
-            datamodule.check_tokens(self.environment.num_tokens)
+            datamodule.check_tokens(self.masked_model.num_tokens)
         if self.trainer.ckpt_path is not None:
             check_checkpoint(self.trainer.ckpt_path, self.policy)
         else:
-            self.starting_point.check_text(self.trainer)
+            self.policy_initializer.check_text(self.trainer)
 
     def _check_trainer(self) -> None:
         check_inference_mode(self.trainer, self.shard)
@@ -352,10 +353,10 @@ class PolicyGradientPruning(PolicyModule):
         # Draw.
         probabilities_U = policy.keep_probabilities.detach()
         generator = mask_generator(self.seed, step, self.global_rank, self.device)
-        masks_SU = estimator.draw(probabilities_U, self.judging.num_masks(batch), generator)
+        masks_SU = estimator.draw(probabilities_U, self.evaluator.num_masks(batch), generator)
         # Evaluate.
-        samples = self.judging.evaluate(
-            self.environment,
+        samples = self.evaluator.evaluate(
+            self.masked_model,
             batch,
             masks_SU,
             probabilities_U,

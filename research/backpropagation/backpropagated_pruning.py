@@ -17,7 +17,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.gates import gate_gradient, gated
 from pgprune_lightning.policy import mask_generator, shift_logits
 from pgprune_lightning.training import PolicyGradientPruning
-from pgprune_lightning.training.mask_judging import check_losses
+from pgprune_lightning.training.mask_evaluator import check_losses
 from research.backpropagation.gate_draw import GateDraw
 from research.backpropagation.logit_gradient import logit_gradient
 from research.backpropagation.straight_through import StraightThrough
@@ -58,10 +58,10 @@ class BackpropagatedPruning(PolicyGradientPruning):
         gates.check_mask_samples(self.num_mask_samples)
         if seconds is not None and not 0 < seconds < math.inf:
             raise UserError(f"seconds: must be above 0 and finite, given {seconds}.")
-        if self.judging.judge != "cross_entropy":
+        if self.evaluator.objective != "cross_entropy":
             raise UserError(
-                "loss: back-propagation is for comparison with cross_entropy, given "
-                f"{self.judging.judge}."
+                "objective: back-propagation is for comparison with cross_entropy, given "
+                f"{self.evaluator.objective}."
             )
         self.gates = gates
         self.seconds = seconds
@@ -137,7 +137,7 @@ class BackpropagatedPruning(PolicyGradientPruning):
 
     def _loss_and_gate_gradient(self, batch_BT: Tensor, drawn_U: Tensor) -> tuple[Tensor, Tensor]:
         gates_1U = drawn_U.float()[None].requires_grad_()
-        with torch.enable_grad(), gated(self.environment.model, self.space, gates_1U) as model:
+        with torch.enable_grad(), gated(self.masked_model.model, self.space, gates_1U) as model:
             losses_B, gradient_1U = gate_gradient(model, batch_BT, gates_1U)
         return losses_B.double().mean(), gradient_1U[0].double() / len(losses_B)
 

@@ -26,15 +26,15 @@ from pgprune_lightning.training.execution_choice import ExecutionChoice, Executi
 from tests.tiny_models import VOCABULARY, make_tiny_model
 
 LEARNINGS = {
-    "explored": Learning(policy=PGPEPolicy(), masks_per="sequence"),
+    "explored": Learning(policy=PGPEPolicy(), mask_granularity="sequence"),
     "structured": Learning(
         policy=StructuredLogits(),
         estimator=LinearSurrogate(DenseLossControlVariate(LeaveOneOut())),
         update=Adam,
         lr_rule="rms_change",
-        masks_per="sequence",
+        mask_granularity="sequence",
     ),
-    "kl": Learning(loss="kl_to_dense", lr_factors={"mlp_channel": 0.5}),
+    "kl": Learning(objective="kl_to_dense", lr_factors={"mlp_channel": 0.5}),
 }
 
 
@@ -56,7 +56,7 @@ def test_a_step_moves_the_policy(workload: Workload, name: str) -> None:
     step = step_of(workload, learning)
     before_U = step.policy.keep_probabilities.detach().clone()
     losses_S = step(0)
-    num_texts = workload.batch_size if learning.masks_per == "sequence" else 1
+    num_texts = workload.batch_size if learning.mask_granularity == "sequence" else 1
     assert losses_S.shape == (num_texts * workload.num_mask_samples,)
     moved_U = step.policy.keep_probabilities.detach().clone()
     assert not torch.equal(moved_U, before_U)

@@ -52,7 +52,7 @@ def test_the_best_plan_is_never_worse_than_the_untrained_one(
     assert torch.equal(
         saved["last"].keep_probabilities_U, module.policy.keep_probabilities.detach()
     )
-    assert saved["last"].base_model.fingerprint == module.environment.base_model.fingerprint
+    assert saved["last"].base_model.fingerprint == module.masked_model.base_model.fingerprint
     assert saved["last"].validation["text"] == "validation text"
     assert saved["last"].validation["sequence_length"] == 16
 
@@ -90,7 +90,7 @@ def test_a_run_of_an_earlier_release_goes_on(tiny_run: TinyRun) -> None:
     module = tiny_run.module()
     first.fit(module, datamodule=tiny_run.datamodule())
     first.save_checkpoint(checkpoint)
-    known_by = loaded_fingerprint(module.environment.model)
+    known_by = loaded_fingerprint(module.masked_model.model)
     content = torch.load(checkpoint)
     content["base_model"]["fingerprint"] = known_by
     # The best plan is of later than the checkpoint, which was written before a kill.

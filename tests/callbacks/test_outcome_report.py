@@ -30,14 +30,14 @@ def test_the_summary_holds_what_was_measured(
     summary = json.loads((tiny_run.folder / "summary.json").read_text())
 
     blocks_BT = torch.stack(list(datamodule.test_blocks[0]))
-    model = module.environment.model
+    model = module.masked_model.model
     masks = {"dense": None} | {
         key: PruningPlan.load(tiny_run.folder / "plans" / name).mask_U
         for key, name in (("initial", "initial"), ("learned", "best"))
     }
     for key, mask_U in masks.items():
         perplexity = math.exp(
-            float(module.environment.token_nll(blocks_BT, mask_U).double().mean())
+            float(module.masked_model.token_nll(blocks_BT, mask_U).double().mean())
         )
         smaller = model if mask_U is None else cut_model(model, module.space, mask_U)
         assert summary[key]["perplexity"] == pytest.approx(perplexity, rel=1e-6)

@@ -25,7 +25,7 @@ def test_every_full_block_counts_by_its_tokens(tiny_run: TinyRun) -> None:
     trainer.fit(module, datamodule=datamodule)
     blocks_BT = torch.stack(list(datamodule.validation_blocks))
     assert blocks_BT.shape == (8, 16)
-    with module.environment.masked(module.current_mask()) as model:
+    with module.masked_model.masked(module.current_mask()) as model:
         expected = math.exp(float(token_nll(model, blocks_BT).double().mean()))
     assert [step for step, _ in logged(tiny_run)] == [0, 2, 4]
     assert logged(tiny_run)[-1][1] == pytest.approx(expected, rel=1e-6)
@@ -53,6 +53,6 @@ def test_each_test_text_has_its_own_perplexity(tiny_run: TinyRun) -> None:
     )
     merged = {key: value for result in results for key, value in result.items()}
     for label, blocks in zip(("one", "two"), datamodule.test_blocks, strict=True):
-        nll_BT = module.environment.token_nll(torch.stack(list(blocks)), module.current_mask())
+        nll_BT = module.masked_model.token_nll(torch.stack(list(blocks)), module.current_mask())
         expected = math.exp(float(nll_BT.double().mean()))
         assert merged[f"test/{label}/perplexity"] == pytest.approx(expected, rel=1e-6)

@@ -106,7 +106,7 @@ def test_a_trained_model_is_timed_as_its_recipe_says(
     assert result["model"] == "${PGPRUNE_DATA}/stories260K"
     assert (result["keep_ratio"], result["num_mask_samples"], result["batch_size"]) == (0.7, 4, 1)
     assert (result["dtype"], result["parameters"]) == ("float32", 260_032)
-    assert (result["policy"], result["masks_per"]) == ("FreeProbabilities", "batch")
+    assert (result["policy"], result["mask_granularity"]) == ("FreeProbabilities", "batch")
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_recipes_laid_over_one_another_say_how_it_learns(
     output = tmp_path / "result.json"
     assert main([*default_recipe, "--execution", "auto", *QUICK, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
-    assert (result["policy"], result["masks_per"]) == ("PGPEPolicy", "sequence")
+    assert (result["policy"], result["mask_granularity"]) == ("PGPEPolicy", "sequence")
     assert (result["model"], result["budget"], result["lr"]) == ("tiny", "parameters", 0.2)
     assert result["execution"] in ("gathered", "widened")
     assert "N_s = 2 a sequence, PGPEPolicy" in capsys.readouterr().out

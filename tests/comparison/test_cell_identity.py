@@ -36,7 +36,7 @@ def _config(model: Path) -> dict[str, Any]:
         "model": {
             **{"base_model": str(model), "dtype": "float32", "attention": "sdpa"},
             **{"keep_ratio": 0.6, "lr": 0.1, "lr_factors": None, "lr_schedule": "constant"},
-            **{"num_mask_samples": 2, "loss": "cross_entropy", "estimator": {"window": 5}},
+            **{"num_mask_samples": 2, "objective": "cross_entropy", "estimator": {"window": 5}},
             **{"progressive": None, "seed": 0, "initialization": {"metric": "wanda_sp"}},
         },
         "data": {
@@ -57,7 +57,7 @@ def _config(model: Path) -> dict[str, Any]:
         ("trainer.max_steps", 10, "learned backpropagated"),
         ("model.lr", 0.2, "learned backpropagated"),
         ("model.estimator", {"window": 6}, "learned backpropagated"),
-        ("model.masks_per", "sequence", "learned backpropagated"),
+        ("model.mask_granularity", "sequence", "learned backpropagated"),
         ("data.validation", {"path": "e"}, "learned backpropagated"),
         ("model.keep_ratio", 0.7, "learned backpropagated metric slicegpt"),
         ("data.train", {"path": "e"}, "learned backpropagated metric slicegpt"),

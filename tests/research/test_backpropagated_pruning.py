@@ -49,7 +49,7 @@ def test_the_first_step_is_that_of_its_definition(tiny_run: TinyRun) -> None:
     mask_U = start.current_mask()
     losses_S, gradient_U = start._losses_and_gradient(batch_BT, s_U)
     assert losses_S.item() == pytest.approx(
-        start.environment.token_nll(batch_BT, mask_U).mean().item(), rel=1e-5
+        start.masked_model.token_nll(batch_BT, mask_U).mean().item(), rel=1e-5
     )
 
     trained = fit(tiny_run, module(tiny_run), max_steps=1)
@@ -79,10 +79,10 @@ def test_it_learns_and_no_weight_does(
 ) -> None:
     fitted = module(tiny_run, gates=gates)
     fit(tiny_run, fitted, max_steps=0, num_sanity_val_steps=0)
-    before, start_U = parameter_bytes(fitted.environment.model), fitted.logits_U.detach().clone()
+    before, start_U = parameter_bytes(fitted.masked_model.model), fitted.logits_U.detach().clone()
     fit(tiny_run, fitted, max_steps=3)
     assert not torch.equal(fitted.logits_U, start_U)
-    model = fitted.environment.model
+    model = fitted.masked_model.model
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert parameter_bytes(model) == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
@@ -138,7 +138,10 @@ def test_it_ends_with_its_time_and_validates_what_it_has(tiny_run: TinyRun) -> N
     [
         ({"num_mask_samples": 2}, "num_mask_samples: the budget's mask is the same in all 2"),
         ({"seconds": 0.0}, "seconds: must be above 0"),
-        ({"loss": "kl_to_dense"}, "loss: back-propagation is for comparison with cross_entropy"),
+        (
+            {"objective": "kl_to_dense"},
+            "objective: back-propagation is for comparison with cross_entropy",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(

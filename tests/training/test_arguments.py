@@ -4,7 +4,7 @@ import pytest
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import PlainReinforce
-from pgprune_lightning.training import environment
+from pgprune_lightning.training import masked_model
 from tests.tiny_runs import TinyRun
 
 
@@ -38,7 +38,7 @@ def test_wrong_arguments_are_refused_at_once(
 def test_an_impossible_budget_is_refused_before_the_weights_are_loaded(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "open_frozen_model", None)
+    monkeypatch.setattr(masked_model, "open_frozen_model", None)
     module = tiny_run.module(keep_ratio=0.5, protected_layers=[0, 1])
     with pytest.raises(UserError, match=r"0\.6"):
         tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())

@@ -137,7 +137,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_run: TinyRun) -
 def test_a_run_too_short_for_the_target_is_refused(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgprune_lightning.training.environment.open_frozen_model", None)
+    monkeypatch.setattr("pgprune_lightning.training.masked_model.open_frozen_model", None)
     with pytest.raises(UserError, match="after 4 steps"):
         tiny_run.trainer(max_steps=4).fit(
             progressive_module(tiny_run), datamodule=tiny_run.datamodule()

@@ -175,4 +175,4 @@ def test_a_resumed_run_goes_on_with_what_was_picked(tiny_run: TinyRun, clock: Cl
         tiny_run.trainer(max_steps=10).fit(
             resumed, datamodule=tiny_run.datamodule(), ckpt_path=tiny_run.folder / "widened.ckpt"
         )
-        assert resumed.environment.execution == used
+        assert resumed.masked_model.execution == used

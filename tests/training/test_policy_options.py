@@ -35,7 +35,7 @@ COMBINATIONS = {
     "explored_pairs": {
         "policy": PGPEPolicy(features=["flap"]),
         "num_mask_samples": 2,
-        "masks_per": "sequence",
+        "mask_granularity": "sequence",
         "lr": 2.0,
     },
 }
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_policy_is_refused_before_the_weights_are_loaded
     trainer.fit(tiny_run.module(policy=FreeLogits()), datamodule=tiny_run.datamodule())
     path = tiny_run.folder / "last.ckpt"
     trainer.save_checkpoint(path)
-    monkeypatch.setattr("pgprune_lightning.training.environment.open_frozen_model", None)
+    monkeypatch.setattr("pgprune_lightning.training.masked_model.open_frozen_model", None)
     again, module = tiny_run.trainer(), tiny_run.module(policy=Structured())
     again.ckpt_path = path  # as the command line does: given to fit() it comes too late
     with pytest.raises(UserError, match=r"another policy than this model\.policy, Structured"):
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_policy_is_refused_before_the_weights_are_loaded
 def test_what_cannot_work_is_refused_before_the_weights_are_loaded(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr("pgprune_lightning.training.environment.open_frozen_model", None)
+    monkeypatch.setattr("pgprune_lightning.training.masked_model.open_frozen_model", None)
     with pytest.raises(UserError, match=message):
         tiny_run.trainer(max_steps=-1).fit(
             tiny_run.module(**options), datamodule=tiny_run.datamodule()

@@ -67,7 +67,7 @@ def test_steps_are_those_of_algorithm_1(tiny_run: TinyRun) -> None:
         generator = mask_generator(by_hand.seed, step, rank=0)
         masks_SU = torch.rand(2, len(s_U), dtype=torch.float64, generator=generator) < s_U
         losses = [
-            by_hand.environment.token_nll(batch_BT, mask_U).mean().double() for mask_U in masks_SU
+            by_hand.masked_model.token_nll(batch_BT, mask_U).mean().double() for mask_U in masks_SU
         ]
         mean_loss = (losses[0] + losses[1]) / 2
         baseline = mean_loss if baseline is None else baseline
@@ -84,7 +84,7 @@ def test_the_model_is_only_read(tiny_run: TinyRun, parameter_bytes: Callable[[An
     trained = tiny_run.fit()
     source = resolve_model_source(str(tiny_run.model))
     untouched = load_frozen_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    model = trained.environment.model
+    model = trained.masked_model.model
     assert parameter_bytes(model) == parameter_bytes(untouched)
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
@@ -167,7 +167,7 @@ def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> Non
     class Recorder(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
             if not steps:
-                backbone = module.environment.model.model
+                backbone = module.masked_model.model.model
                 backbone.register_forward_hook(lambda *_: forwards.append(None))
 
         def on_train_batch_end(
@@ -175,7 +175,7 @@ def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> Non
         ) -> None:
             steps.append({"losses": outputs["losses"], "batch": batch})
 
-    module = tiny_run.module(loss="kl_to_dense", num_mask_samples=3)
+    module = tiny_run.module(objective="kl_to_dense", num_mask_samples=3)
     trainer = tiny_run.trainer([Recorder()], max_steps=2, val_check_interval=2)
     start = tiny_run.module()
     tiny_run.trainer(max_steps=0).fit(start, datamodule=tiny_run.datamodule())
@@ -184,10 +184,10 @@ def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> Non
     assert len(forwards) == 2 * (1 + 3) + validations
 
     masks_SU = sample_masks(probabilities(start), 3, mask_generator(start.seed, 0, rank=0))
-    batch_BT, environment = steps[0]["batch"], module.environment
-    dense_BTV = environment.model(batch_BT).logits[:, :-1].log_softmax(-1)
+    batch_BT, masked_model = steps[0]["batch"], module.masked_model
+    dense_BTV = masked_model.model(batch_BT).logits[:, :-1].log_softmax(-1)
     for mask_U, loss in zip(masks_SU, steps[0]["losses"], strict=True):
-        with environment.masked(mask_U) as model, torch.no_grad():
+        with masked_model.masked(mask_U) as model, torch.no_grad():
             masked_BTV = model(batch_BT).logits[:, :-1].log_softmax(-1)
         expected = (dense_BTV.exp() * (dense_BTV - masked_BTV)).sum(-1).mean()
         assert float(loss) == pytest.approx(float(expected), abs=1e-5)
@@ -245,7 +245,7 @@ WITH_MEMORY: dict[str, dict[str, Any]] = {
     "by change": {"update": NaturalGradient, "lr_rule": "rms_change"},
     "logits": {"policy": FreeLogits(final_sharpness=3.0), "budget": "parameters"},
     "structured": {"policy": StructuredLogits(free_after=1), "update": Adam},
-    "explored": {"policy": PGPEPolicy(), "budget": "parameters", "masks_per": "sequence"},
+    "explored": {"policy": PGPEPolicy(), "budget": "parameters", "mask_granularity": "sequence"},
     "explored blocks": {"policy": PGPEPolicy(), "round_to": 4, "update": Adam},
 }
 

@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "update": Adam,
         "lr": 0.1,
     },
-    "antithetic": {"estimator": Antithetic(), "num_mask_samples": 2, "loss": "kl_to_dense"},
+    "antithetic": {"estimator": Antithetic(), "num_mask_samples": 2, "objective": "kl_to_dense"},
 }
 
 
@@ -57,7 +57,7 @@ class Probabilities(Callback):
 
 def _fit(run: TinyRun, name: str, batch_size: int, both: bool, **trainer: Any) -> Tensor:
     kept = Probabilities()
-    module = run.module(**({"masks_per": "sequence", "num_mask_samples": 1} | RECIPES[name]))
+    module = run.module(**({"mask_granularity": "sequence", "num_mask_samples": 1} | RECIPES[name]))
     if both:
         _draw_the_masks_of_both_ranks(module)
     options = {"max_steps": STEPS, "val_check_interval": STEPS} | trainer

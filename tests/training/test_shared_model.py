@@ -21,7 +21,7 @@ LAYER_METRICS = ("layerwise_ppl", "block_influence")
 FORWARD_METRICS = [name for name, metric in METRICS.items() if not metric.needs_gradients]
 RUNS: dict[str, dict[str, Any]] = {
     **{name: {"execution": name} for name in get_args(ExecutionName)},
-    "per_sequence": {"masks_per": "sequence", "loss": "kl_to_dense"},
+    "per_sequence": {"mask_granularity": "sequence", "objective": "kl_to_dense"},
     **{
         f"metric_{metric}": {
             "initialization": Initialization(metric=metric, num_blocks=8),
@@ -31,7 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
         for metric in FORWARD_METRICS
     },
 }
-"""Each execution, both ways of judging, and each metric that reads weights or activations."""
+"""Each execution, both mask granularities, and each metric that reads weights or activations."""
 
 
 HEADS = ("tied", "claimed_tied")
@@ -51,9 +51,9 @@ def _fits_of_a_rank(rank: int, run: TinyRun, heads: dict[str, Path]) -> None:
             results[name, shard] = {
                 "s_U": module.policy.keep_probabilities.detach().clone(),
                 "perplexity": float(trainer.callback_metrics["val/perplexity"]),
-                "fingerprint": module.environment.base_model.fingerprint,
-                "parameters": module.environment.base_model.parameters,
-                "held": sum(_held(p) for p in module.environment.model.parameters()),
+                "fingerprint": module.masked_model.base_model.fingerprint,
+                "parameters": module.masked_model.base_model.parameters,
+                "held": sum(_held(p) for p in module.masked_model.model.parameters()),
             }
     torch.save(results, run.folder / f"{rank}.pt")
 

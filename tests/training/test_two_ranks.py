@@ -24,7 +24,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "leave-one-out": {"estimator": LeaveOneOut()},
     "surrogate": {"estimator": LinearSurrogate(DenseLossControlVariate(LeaveOneOut()))},
 }
-SEQUENCES: dict[str, Any] = {"masks_per": "sequence", "num_mask_samples": 1, "lr": 0.002}
+SEQUENCES: dict[str, Any] = {"mask_granularity": "sequence", "num_mask_samples": 1, "lr": 0.002}
 
 
 def _fits_of_a_rank(rank: int, run: TinyRun) -> None:
@@ -106,7 +106,7 @@ def test_a_step_is_that_of_all_samples_of_both(two_ranks: TinyRun) -> None:
         batch_RT = torch.cat([rank["steps"][step]["batch"] for rank in ranks])
         losses_R = torch.stack(
             [
-                module.environment.token_nll(batch_RT[row : row + 1], masks_RU[row]).mean()
+                module.masked_model.token_nll(batch_RT[row : row + 1], masks_RU[row]).mean()
                 for row in range(4)
             ]
         ).double()

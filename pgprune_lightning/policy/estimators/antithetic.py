@@ -18,7 +18,7 @@ from pgprune_lightning.policy.estimators.estimator import (
 
 
 class PairedEstimator(GradientEstimator):
-    """Draws masks in pairs, one behind the other, both judged by the same text."""
+    """Draws masks in pairs, one behind the other, both evaluated on the same text."""
 
     drawn_by: ClassVar[str]
     """What draws the pairs, as a configuration names it."""

@@ -33,8 +33,8 @@ class MaskSamples:
         masks_SU: The masks, (S, U) bool, as `GradientEstimator.draw` returned them.
         losses_S: Loss under each mask, (S,) float64, in nats per token.
         keep_probabilities_U: The probabilities that they were drawn from, (U,) float64.
-        num_texts: How many texts judged them (X): the first S / X masks the first, and so on; 1
-            where every mask reads the whole batch.
+        num_texts: Texts that evaluated them (X): the first S / X masks the first, and so on; 1 where
+            every mask reads the whole batch.
         dense_losses_S: Loss of the dense model on the same text, (S,) float64, in nats per token;
             None where the estimator does not need it.
         all_losses_R: The losses of all ranks, (R,) float64; None: `losses_S`, for a single rank.
@@ -63,7 +63,7 @@ class MaskSamples:
 
     @property
     def masks_per_text(self) -> int:
-        """How many masks of this rank each text judged (N)."""
+        """Number of masks of this rank that each text evaluated (N)."""
         return len(self.losses_S) // self.num_texts
 
     def by_text(self, values_S: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class GradientEstimator(nn.Module, ABC):
         """Refuse fewer masks a step than the estimator needs.
 
         Args:
-            num_mask_samples: Masks that each text of a rank's step judges (N_s).
+            num_mask_samples: Masks that each text of a rank's step evaluates (N_s).
             num_texts: Texts of a step on each rank: 1 where a mask reads the whole batch.
 
         Raises:

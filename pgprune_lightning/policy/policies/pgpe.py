@@ -92,8 +92,8 @@ class PGPEPolicy(MaskPolicy):
     The logit of a unit is its initial one, plus an offset and slopes on the metrics of its layer
     and kind, plus, in kinds of few units, a move of its own. All of these are drawn, from Gaussians
     of fixed width around means that are learned; the mask of a sample keeps the top of the budget.
-    So every mask that is judged is one that the run could return. Masks of units drawn one by one
-    are not: they differ most by whether a unit that nothing can replace was dropped by chance.
+    So every mask that is evaluated is one that the run could return. Masks of units drawn one by
+    one are not: they differ most by whether a unit that nothing can replace was dropped by chance.
 
     Its estimator is `PGPE`, and no other. `lr` is in widths of the Gaussian for each nat of half
     the difference of a pair's losses.

@@ -1,4 +1,4 @@
-"""The masks of a training step, judged by texts, ready for an estimator.
+"""Evaluates the masks of a training step on texts, for an estimator.
 
 Shapes: S mask samples, R mask samples of all ranks, U units, B sequences, T tokens.
 """
@@ -11,29 +11,29 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import GradientEstimator, MaskSamples
-from pgprune_lightning.training.environment import FrozenEnvironment
-from pgprune_lightning.training.mask_losses import Judge, MaskLosses
+from pgprune_lightning.training.mask_losses import MaskLosses, Objective
+from pgprune_lightning.training.masked_model import MaskedModel
 
-LossReader = FrozenEnvironment | MaskLosses
+LossReader = MaskedModel | MaskLosses
 """What runs the model under masks and reads its losses."""
 
-MasksPer = Literal["batch", "sequence"]
-"""What judges a mask: the whole batch, or one sequence of it."""
+MaskGranularity = Literal["batch", "sequence"]
+"""The text that evaluates a mask: the whole batch, or one sequence of it."""
 
 
 @dataclass(frozen=True)
-class MaskJudging:
-    """How the masks of a step are judged.
+class MaskEvaluator:
+    """Evaluates the masks of a step.
 
     Args:
         num_mask_samples: Masks for each text on each rank (N_s).
-        masks_per: What a text is: the whole `batch`, or each `sequence` of it.
-        judge: What the loss is.
+        mask_granularity: What a text is: the whole `batch`, or each `sequence` of it.
+        objective: What the loss is.
     """
 
     num_mask_samples: int
-    masks_per: MasksPer
-    judge: Judge
+    mask_granularity: MaskGranularity
+    objective: Objective
 
     def check(self, estimator: GradientEstimator, batch_size: int | None = None) -> None:
         """Refuse fewer masks a step than the estimator needs.
@@ -46,21 +46,21 @@ class MaskJudging:
             UserError: There are too few.
         """
         num_texts = 1
-        if self.masks_per == "sequence":
+        if self.mask_granularity == "sequence":
             num_texts = 2 if batch_size is None else batch_size  # the benefit of the doubt
         estimator.check_mask_samples(self.num_mask_samples, num_texts)
 
     def num_texts(self, batch_BT: Tensor) -> int:
         """How many texts a batch, (B, T), is: each is read by masks of its own."""
-        return 1 if self.masks_per == "batch" else len(batch_BT)
+        return 1 if self.mask_granularity == "batch" else len(batch_BT)
 
     def num_masks(self, batch_BT: Tensor) -> int:
-        """How many masks a batch, (B, T), judges (S)."""
+        """Number of masks that a batch, (B, T), evaluates (S)."""
         return self.num_texts(batch_BT) * self.num_mask_samples
 
     def evaluate(
         self,
-        environment: LossReader,
+        masked_model: LossReader,
         batch_BT: Tensor,
         masks_SU: Tensor,
         keep_probabilities_U: Tensor,
@@ -70,7 +70,7 @@ class MaskJudging:
         """Read the losses of masks.
 
         Args:
-            environment: The model.
+            masked_model: The model.
             batch_BT: Token ids, (B, T), int64.
             masks_SU: The masks, (S, U) bool, `num_masks` of them.
             keep_probabilities_U: The probabilities that they were drawn from, (U,) float64.
@@ -81,22 +81,22 @@ class MaskJudging:
         """
         return MaskSamples(
             masks_SU=masks_SU,
-            losses_S=self._losses(environment, batch_BT, masks_SU),
+            losses_S=self._losses(masked_model, batch_BT, masks_SU),
             keep_probabilities_U=keep_probabilities_U,
             num_texts=self.num_texts(batch_BT),
-            dense_losses_S=self._dense_losses(environment, batch_BT) if with_dense else None,
+            dense_losses_S=self._dense_losses(masked_model, batch_BT) if with_dense else None,
         )
 
-    def _losses(self, environment: LossReader, batch_BT: Tensor, masks_SU: Tensor) -> Tensor:
-        if self.masks_per == "batch":
-            return environment.losses_of_masks(batch_BT, masks_SU, self.judge)
+    def _losses(self, masked_model: LossReader, batch_BT: Tensor, masks_SU: Tensor) -> Tensor:
+        if self.mask_granularity == "batch":
+            return masked_model.losses_of_masks(batch_BT, masks_SU, self.objective)
         batch_ST = batch_BT.repeat_interleave(self.num_mask_samples, dim=0)
-        return environment.losses_of_sequences(batch_ST, masks_SU, self.judge)
+        return masked_model.losses_of_sequences(batch_ST, masks_SU, self.objective)
 
-    def _dense_losses(self, environment: LossReader, batch_BT: Tensor) -> Tensor:
-        """Cross entropy of the dense model on the text of each mask, whatever the judge, (S,)."""
-        losses_BT = environment.token_nll(batch_BT, None).double()
-        if self.masks_per == "batch":
+    def _dense_losses(self, masked_model: LossReader, batch_BT: Tensor) -> Tensor:
+        """Cross entropy of the dense model on the text of each mask, for every objective, (S,)."""
+        losses_BT = masked_model.token_nll(batch_BT, None).double()
+        if self.mask_granularity == "batch":
             return losses_BT.mean().expand(self.num_mask_samples)
         return losses_BT.mean(dim=1).repeat_interleave(self.num_mask_samples)
 

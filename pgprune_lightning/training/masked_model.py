@@ -1,4 +1,4 @@
-"""The environment that the policy acts on: a frozen language model that answers a mask with a loss.
+"""The frozen language model that the policy acts on: it answers a mask with a loss.
 
 Shapes: S mask samples, U units, B sequences, T tokens.
 """
@@ -25,10 +25,10 @@ from pgprune_lightning.masking.model_units import unit_layout_of
 from pgprune_lightning.plan import BaseModel
 from pgprune_lightning.policy import UnitKind, UnitLayout
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
-from pgprune_lightning.training.mask_losses import Judge, MaskLosses
+from pgprune_lightning.training.mask_losses import MaskLosses, Objective
 
 
-class FrozenEnvironment:
+class MaskedModel:
     """A model and its units; the weights are loaded apart, once everything else is checked.
 
     It is no `torch.nn.Module`: what holds it does not register the model's parameters, so that
@@ -142,34 +142,34 @@ class FrozenEnvironment:
         return self._loaded().token_nll(batch_BT, mask_U)
 
     def losses_of_masks(
-        self, batch_BT: Tensor, masks_SU: Tensor, judge: Judge = "cross_entropy"
+        self, batch_BT: Tensor, masks_SU: Tensor, objective: Objective = "cross_entropy"
     ) -> Tensor:
-        """Judge each mask by the whole batch.
+        """Losses of each mask on the whole batch.
 
         Args:
             batch_BT: Token ids, (B, T), int64.
             masks_SU: Which units stay, (S, U), bool.
-            judge: What a mask is judged by; `kl_to_dense` takes one dense forward pass besides.
+            objective: The loss; `kl_to_dense` takes one more, dense forward pass.
 
         Returns:
             Mean loss of each mask in nats per token, (S,), float64.
         """
-        return self._loaded().losses_of_masks(batch_BT, masks_SU, judge)
+        return self._loaded().losses_of_masks(batch_BT, masks_SU, objective)
 
     def losses_of_sequences(
-        self, batch_BT: Tensor, masks_BU: Tensor, judge: Judge = "cross_entropy"
+        self, batch_BT: Tensor, masks_BU: Tensor, objective: Objective = "cross_entropy"
     ) -> Tensor:
-        """Judge masks by a sequence each, all in one pass; everything is computed for each.
+        """Losses of masks on a sequence each, all in one pass that computes every unit.
 
         Args:
             batch_BT: Token ids, (B, T), int64.
             masks_BU: Which units stay for each sequence, (B, U), bool.
-            judge: What a mask is judged by; `kl_to_dense` takes one dense forward pass besides.
+            objective: The loss; `kl_to_dense` takes one more, dense forward pass.
 
         Returns:
             Mean loss of each sequence under its mask in nats per token, (B,), float64.
         """
-        return self._loaded().losses_of_sequences(batch_BT, masks_BU, judge)
+        return self._loaded().losses_of_sequences(batch_BT, masks_BU, objective)
 
     def _loaded(self) -> MaskLosses:
         assert self._losses is not None, "the weights are not loaded"

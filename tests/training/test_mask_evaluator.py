@@ -1,4 +1,4 @@
-"""Masks of a step, each judged by the batch or by a sequence of its own.
+"""Masks of a step, each evaluated on the batch or on a sequence of its own.
 
 Shapes: S mask samples, U units, B sequences, T tokens.
 """
@@ -22,18 +22,16 @@ from pgprune_lightning.policy import (
     MovingAverageBaseline,
     mask_generator,
 )
-from pgprune_lightning.training import environment
-from pgprune_lightning.training.environment import FrozenEnvironment, Judge
-from pgprune_lightning.training.mask_judging import MaskJudging, MasksPer
+from pgprune_lightning.training import masked_model
+from pgprune_lightning.training.mask_evaluator import MaskEvaluator, MaskGranularity
+from pgprune_lightning.training.masked_model import MaskedModel, Objective
 from tests.tiny_models import random_tokens
 from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture
-def frozen(tiny_run: TinyRun) -> FrozenEnvironment:
-    made = FrozenEnvironment(
-        resolve_model_source(str(tiny_run.model)), ["kv_group", "mlp_channel"], 1
-    )
+def frozen(tiny_run: TinyRun) -> MaskedModel:
+    made = MaskedModel(resolve_model_source(str(tiny_run.model)), ["kv_group", "mlp_channel"], 1)
     made.load(dtype="float32", device=torch.device("cpu"), attention="sdpa")
     return made
 
@@ -42,29 +40,33 @@ def combined() -> GradientEstimator:
     return LinearSurrogate(DenseLossControlVariate(LeaveOneOut()))
 
 
-def judged(
-    frozen: FrozenEnvironment,
+def evaluated(
+    frozen: MaskedModel,
     batch_BT: Tensor,
-    masks_per: MasksPer,
+    mask_granularity: MaskGranularity,
     estimator: GradientEstimator,
-    judge: Judge = "cross_entropy",
+    objective: Objective = "cross_entropy",
 ) -> Any:
     s_U = torch.full((frozen.space.num_units,), 0.6, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    judging = MaskJudging(num_mask_samples=2, masks_per=masks_per, judge=judge)
-    masks_SU = estimator.draw(s_U, judging.num_masks(batch_BT), generator)
+    evaluator = MaskEvaluator(
+        num_mask_samples=2, mask_granularity=mask_granularity, objective=objective
+    )
+    masks_SU = estimator.draw(s_U, evaluator.num_masks(batch_BT), generator)
     with_dense = estimator.needs_dense_losses
-    return judging.evaluate(frozen, batch_BT, masks_SU, s_U, with_dense=with_dense)
+    return evaluator.evaluate(frozen, batch_BT, masks_SU, s_U, with_dense=with_dense)
 
 
-@pytest.mark.parametrize("judge", ["cross_entropy", "kl_to_dense"])
-def test_each_sequence_judges_masks_of_its_own(frozen: FrozenEnvironment, judge: Judge) -> None:
+@pytest.mark.parametrize("objective", ["cross_entropy", "kl_to_dense"])
+def test_each_sequence_evaluates_masks_of_its_own(
+    frozen: MaskedModel, objective: Objective
+) -> None:
     batch_BT = random_tokens(rows=3)
-    samples = judged(frozen, batch_BT, "sequence", combined(), judge)
+    samples = evaluated(frozen, batch_BT, "sequence", combined(), objective)
     assert (samples.num_texts, samples.masks_per_text) == (3, 2)
     assert len({tuple(mask.tolist()) for mask in samples.masks_SU}) == 6
     expected = [
-        frozen.losses_of_masks(batch_BT[text : text + 1], mask_U[None], judge)
+        frozen.losses_of_masks(batch_BT[text : text + 1], mask_U[None], objective)
         for text, mask_U in zip([0, 0, 1, 1, 2, 2], samples.masks_SU, strict=True)
     ]
     torch.testing.assert_close(samples.losses_S, torch.cat(expected), rtol=0, atol=1e-5)
@@ -72,18 +74,18 @@ def test_each_sequence_judges_masks_of_its_own(frozen: FrozenEnvironment, judge:
     torch.testing.assert_close(samples.dense_losses_S, dense_B[[0, 0, 1, 1, 2, 2]])
 
 
-@pytest.mark.parametrize("judge", ["cross_entropy", "kl_to_dense"])
-def test_the_batch_judges_every_mask(frozen: FrozenEnvironment, judge: Judge) -> None:
+@pytest.mark.parametrize("objective", ["cross_entropy", "kl_to_dense"])
+def test_the_batch_evaluates_every_mask(frozen: MaskedModel, objective: Objective) -> None:
     batch_BT = random_tokens(rows=3)
-    samples = judged(frozen, batch_BT, "batch", combined(), judge)
+    samples = evaluated(frozen, batch_BT, "batch", combined(), objective)
     assert samples.num_texts == 1
-    assert samples.losses_S.equal(frozen.losses_of_masks(batch_BT, samples.masks_SU, judge))
+    assert samples.losses_S.equal(frozen.losses_of_masks(batch_BT, samples.masks_SU, objective))
     dense = float(frozen.token_nll(batch_BT, None).double().mean())
     assert samples.dense_losses_S.tolist() == pytest.approx([dense] * 2)
 
 
-def test_opposite_masks_read_the_same_sequence(frozen: FrozenEnvironment) -> None:
-    samples = judged(frozen, random_tokens(rows=2), "sequence", Antithetic())
+def test_opposite_masks_read_the_same_sequence(frozen: MaskedModel) -> None:
+    samples = evaluated(frozen, random_tokens(rows=2), "sequence", Antithetic())
     # At 0.6, no unit is dropped by both masks of a pair.
     assert bool((samples.masks_SU[0::2] | samples.masks_SU[1::2]).all())
     assert samples.masks_per_text == 2
@@ -96,7 +98,7 @@ class Forwards(Callback):
         self.sequences: list[int] = []
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
-        self.handle = module.environment.model.model.register_forward_hook(
+        self.handle = module.masked_model.model.model.register_forward_hook(
             lambda *arguments: self.sequences.append(arguments[-1][0].shape[0])
         )
 
@@ -108,8 +110,8 @@ class Forwards(Callback):
     ("options", "sequences"),
     [
         ({"estimator": LeaveOneOut()}, [2, 2]),
-        ({"masks_per": "sequence", "estimator": LeaveOneOut()}, [4]),
-        ({"masks_per": "sequence", "estimator": combined()}, [4, 2]),
+        ({"mask_granularity": "sequence", "estimator": LeaveOneOut()}, [4]),
+        ({"mask_granularity": "sequence", "estimator": combined()}, [4, 2]),
         ({"estimator": DenseLossControlVariate(MovingAverageBaseline())}, [2, 2, 2]),
     ],
     ids=["batch", "sequence", "sequence and dense", "batch and dense"],
@@ -126,7 +128,7 @@ def test_a_step_takes_these_forward_passes(
 
 def test_a_step_of_one_mask_a_sequence_is_this(tiny_run: TinyRun) -> None:
     options: dict[str, Any] = {
-        "masks_per": "sequence",
+        "mask_granularity": "sequence",
         "num_mask_samples": 1,
         "estimator": LeaveOneOut(),
     }
@@ -138,7 +140,7 @@ def test_a_step_of_one_mask_a_sequence_is_this(tiny_run: TinyRun) -> None:
     batch_BT = next(iter(datamodule.train_dataloader()))
     masks_SU = by_hand.estimator.draw(s_U, 2, mask_generator(by_hand.seed, 0, rank=0))
     first, second = (
-        by_hand.environment.token_nll(batch_BT[row : row + 1], masks_SU[row]).double().mean()
+        by_hand.masked_model.token_nll(batch_BT[row : row + 1], masks_SU[row]).double().mean()
         for row in range(2)
     )
     score_SU = torch.where(masks_SU, 1 / s_U, -1 / (1 - s_U))
@@ -152,7 +154,7 @@ def test_a_step_of_one_mask_a_sequence_is_this(tiny_run: TinyRun) -> None:
 def test_a_resumed_run_goes_on_with_the_same_fits(tiny_run: TinyRun) -> None:
     def fit(max_steps: int, ckpt_path: Path | None = None) -> Any:
         module = tiny_run.module(
-            masks_per="sequence", num_mask_samples=1, estimator=combined(), lr=0.001
+            mask_granularity="sequence", num_mask_samples=1, estimator=combined(), lr=0.001
         )
         trainer = tiny_run.trainer(max_steps=max_steps)
         trainer.fit(module, datamodule=tiny_run.datamodule(), ckpt_path=ckpt_path)
@@ -169,7 +171,7 @@ def test_a_resumed_run_goes_on_with_the_same_fits(tiny_run: TinyRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("masks_per", "num_mask_samples", "estimator"),
+    ("mask_granularity", "num_mask_samples", "estimator"),
     [
         ("batch", 1, LeaveOneOut()),
         ("sequence", 1, Antithetic()),
@@ -177,16 +179,22 @@ def test_a_resumed_run_goes_on_with_the_same_fits(tiny_run: TinyRun) -> None:
     ],
 )
 def test_too_few_masks_are_refused_at_once(
-    tiny_run: TinyRun, masks_per: str, num_mask_samples: int, estimator: GradientEstimator
+    tiny_run: TinyRun, mask_granularity: str, num_mask_samples: int, estimator: GradientEstimator
 ) -> None:
     with pytest.raises(UserError, match=f"num_mask_samples: .* given {num_mask_samples}"):
-        tiny_run.module(masks_per=masks_per, num_mask_samples=num_mask_samples, estimator=estimator)
+        tiny_run.module(
+            mask_granularity=mask_granularity,
+            num_mask_samples=num_mask_samples,
+            estimator=estimator,
+        )
 
 
 def test_one_sequence_with_one_mask_is_refused_before_the_weights_are_loaded(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "open_frozen_model", None)
-    module = tiny_run.module(masks_per="sequence", num_mask_samples=1, estimator=LeaveOneOut())
+    monkeypatch.setattr(masked_model, "open_frozen_model", None)
+    module = tiny_run.module(
+        mask_granularity="sequence", num_mask_samples=1, estimator=LeaveOneOut()
+    )
     with pytest.raises(UserError, match="needs at least 2, given 1"):
         tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule(batch_size=1))

@@ -29,11 +29,11 @@ from pgprune_lightning.initialization.measurement import Measurement
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.policy import FeasibleSet, MaskPolicy, UnitLayout
 from pgprune_lightning.policy.budgeted_logits import logits_of
-from pgprune_lightning.training.environment import FrozenEnvironment
+from pgprune_lightning.training.masked_model import MaskedModel
 from pgprune_lightning.training.measured_start import MeasuredStart
 
 
-class StartingPoint:
+class PolicyInitializer:
     """The initialization of a run, checked against its units before the model is loaded.
 
     Args:
@@ -82,7 +82,7 @@ class StartingPoint:
     def start(
         self,
         policy: MaskPolicy,
-        environment: FrozenEnvironment,
+        masked_model: MaskedModel,
         feasible_set: FeasibleSet,
         batches: Callable[[], Iterable[Tensor]],
         seed: int,
@@ -92,7 +92,7 @@ class StartingPoint:
 
         Args:
             policy: The policy, prepared.
-            environment: The loaded model and its units.
+            masked_model: The loaded model and its units.
             feasible_set: Budget and bounds.
             batches: Called to get the calibration batches.
             seed: For metrics that draw.
@@ -104,16 +104,16 @@ class StartingPoint:
         options = self.initialization
         measurement = Measurement()
         if kept is not None and self._reads_text:
-            identity = self._identity(environment, batches, seed)
+            identity = self._identity(masked_model, batches, seed)
             measurement = kept.measurement(identity)
-        model, space = environment.model, environment.space
+        model, space = masked_model.model, masked_model.space
         inputs = MetricInputs(model, space, batches, seed, measurement)
         if self.plan is None:
             metric_U = refined_importance(options, inputs, feasible_set)
             start_U = probabilities_of(options, metric_U, feasible_set)
         else:
-            found = environment.fingerprint_like(self.plan.base_model.fingerprint)
-            self.plan.check_base_model(found, environment.base_model.source)
+            found = masked_model.fingerprint_like(self.plan.base_model.fingerprint)
+            self.plan.check_base_model(found, masked_model.base_model.source)
             start_U = feasible_set.project(self.plan.keep_probabilities_U)
         if policy.feature_names:
             initial_U, slope = logits_of(start_U, feasible_set), 1.0
@@ -132,7 +132,7 @@ class StartingPoint:
 
     def _identity(
         self,
-        environment: FrozenEnvironment,
+        masked_model: MaskedModel,
         batches: Callable[[], Iterable[Tensor]],
         seed: int,
     ) -> dict[str, Any]:
@@ -140,15 +140,15 @@ class StartingPoint:
         text = hashlib.sha256()
         for batch_BT in batches():
             text.update(f"{tuple(batch_BT.shape)}".encode() + batch_BT.numpy().tobytes())
-        model = environment.model
+        model = masked_model.model
         return {
             "initialization": asdict(self.initialization),
             "features": list(self.feature_names),
             "seed": seed,
             "text": text.hexdigest(),
-            "weights": environment.base_model.fingerprint,
+            "weights": masked_model.base_model.fingerprint,
             "computed in": [str(model.dtype), model.device.type, model.config._attn_implementation],
-            "units": environment.space.to_dict(),
+            "units": masked_model.space.to_dict(),
         }
 
     def batches_of(self, trainer: Any) -> Callable[[], Iterable[Tensor]]:

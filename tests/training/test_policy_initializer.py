@@ -8,7 +8,7 @@ import callbacks
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.training import PolicyGradientPruning, environment
+from pgprune_lightning.training import PolicyGradientPruning, masked_model
 from tests.tiny_runs import TinyRun
 
 
@@ -36,7 +36,7 @@ def test_a_plan_of_other_units_is_refused_before_the_weights_are_loaded(
 ) -> None:
     run_dir = tiny_run.folder / "run"
     tiny_run.fit(observers(run_dir))
-    monkeypatch.setattr(environment, "open_frozen_model", None)
+    monkeypatch.setattr(masked_model, "open_frozen_model", None)
     module = tiny_run.module(
         unit_kinds=["mlp_channel"], initialization=Initialization(plan=str(run_dir))
     )
