@@ -29,12 +29,12 @@ from callbacks import (
     SparsityTracker,
 )
 from pgprune_lightning.initialization import Initialization
+from pgprune_lightning.masking.batched import BatchedExecution
+from pgprune_lightning.masking.compact import CompactExecution
+from pgprune_lightning.masking.dense_masked import DenseMaskedExecution
 from pgprune_lightning.masking.gates import gate_gradient, gated
-from pgprune_lightning.masking.gathered import GatheredExecution
 from pgprune_lightning.masking.model_units import unit_layout_of
-from pgprune_lightning.masking.multiplied import MultipliedExecution
 from pgprune_lightning.masking.token_loss import token_nll
-from pgprune_lightning.masking.widened import WidenedExecution
 from pgprune_lightning.policy import (
     Adam,
     Antithetic,
@@ -64,14 +64,14 @@ CASES: dict[str, dict[str, Any]] = {
             metric="fisher", normalization="per_parameter", num_blocks=8, refine_steps=3
         ),
     },
-    "widened": {
-        "execution": "widened",
+    "batched": {
+        "execution": "batched",
         "lr_rule": "rms_change",
         "layer_keep_ratios": (0.2, 1.0),
         "round_to": 2,
     },
-    "multiplied": {
-        "execution": "multiplied",
+    "dense_masked": {
+        "execution": "dense_masked",
         "objective": "kl_to_dense",
         "update": NaturalGradient,
     },
@@ -165,15 +165,15 @@ def back_propagated(run: TinyRun, device: torch.device) -> None:
 def losses_of(model: PreTrainedModel, tokens_BT: Tensor, mask_U: Tensor) -> dict[str, Tensor]:
     """Token losses under a mask by every execution, and of the cut model; gates besides."""
     space = unit_layout_of(model, ["kv_group", "mlp_channel"])
-    widened = WidenedExecution(model, space, capture=False)
+    batched = BatchedExecution(model, space, capture=False)
     gates_BU = mask_U[None].float().requires_grad_()
     with torch.enable_grad(), gated(model, space, gates_BU) as under_gates:
         gated_losses_B, _ = gate_gradient(under_gates, tokens_BT, gates_BU)
     found = {
-        "widened": widened.token_losses(tokens_BT, mask_U.expand(len(tokens_BT), -1)),
+        "batched": batched.token_losses(tokens_BT, mask_U.expand(len(tokens_BT), -1)),
         "cut": token_nll(cut_model(model, space, mask_U), tokens_BT),
     }
-    for execution in (MultipliedExecution(model, space), GatheredExecution(model, space)):
+    for execution in (DenseMaskedExecution(model, space), CompactExecution(model, space)):
         with execution.masked(mask_U) as masked:
             found[type(execution).__name__] = token_nll(masked, tokens_BT)
     means = {name: losses_BT.mean(dim=1) for name, losses_BT in found.items()}

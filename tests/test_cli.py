@@ -113,7 +113,7 @@ def test_what_a_run_chooses_itself_is_written_down(tiny_command: TinyCommand) ->
     config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
     checkpoint = torch.load(tiny_command.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert config["model"]["execution"] == checkpoint["execution"]
-    assert config["model"]["execution"] in ("gathered", "multiplied", "widened")
+    assert config["model"]["execution"] in ("compact", "dense_masked", "batched")
     assert config["model"]["dtype"] in ("float32", "bfloat16")
     assert config["model"]["attention"] == "sdpa"
     assert config["trainer"]["devices"] == 1

@@ -17,8 +17,8 @@ OPTIONS = {
     "wandb.": "mode project name group entity tags",
     "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
         lr lr_rule lr_factors lr_schedule num_mask_samples mask_granularity objective policy update
-        estimator probability_bounds fill_budget layer_keep_ratios progressive dtype attention execution
-        shard round_to tensor_parallel""",
+        estimator probability_bounds fill_budget layer_keep_ratios progressive dtype attention
+        execution shard round_to tensor_parallel""",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks refine_steps plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size

@@ -101,7 +101,7 @@ OF_OTHERS: dict[tuple[Callable[[], Any], str], str] = {
     " given 0. Write [0].",
     (compare_parser, "--settings 0.7"): "given 0.7. Write ['0.7'].",
     (compare_parser, "--option.trainer.max_steps 5"): "Did you mean --options?",
-    (bench_parser, "--execution fast"): "one of gathered, multiplied, widened, auto, or null;",
+    (bench_parser, "--execution fast"): "one of compact, dense_masked, batched, auto, or null;",
     (finetune_parser, "--lora-rank 8"): "there is no option --lora-rank. Did you mean --rank?",
     (report_parser, "--existing overwrite"): "--existing: must be one of stop, replace;",
     (study_parser, "--recipe a"): "there is no option --recipe. Did you mean --recipes?",

@@ -36,7 +36,7 @@ class Benchmark:
     """Times steps on one model.
 
     Args:
-        model: The frozen model. Gathered execution lays some of its weights out anew, so that the
+        model: The frozen model. Compact execution lays some of its weights out anew, so that the
             reference gets a copy of those as they were.
         workload: The sizes.
         limits: When timing ends, for each keep ratio.
@@ -136,7 +136,7 @@ def run_benchmark(
 
 
 def _with_own_outputs(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that shares all weights but those that gathered execution lays out anew."""
+    """A model that shares all weights but those that compact execution lays out anew."""
     own = {
         id(parameter)
         for layer in decoder_layers(model)

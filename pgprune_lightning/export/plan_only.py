@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, Logits, PrunedModel
 from pgprune_lightning.export.widths import LayerWidths
-from pgprune_lightning.masking.multiplied import MultipliedExecution
+from pgprune_lightning.masking.dense_masked import DenseMaskedExecution
 from pgprune_lightning.plan import PruningPlan
 
 
@@ -40,7 +40,7 @@ class PlanOnly(ExportFormat):
     def reload(self, folder: Path, pruned: PrunedModel, device: torch.device) -> Logits:
         """The dense model under the mask that was written."""
         plan = PruningPlan.load(folder)
-        execution = MultipliedExecution(pruned.dense, plan.space)
+        execution = DenseMaskedExecution(pruned.dense, plan.space)
 
         def logits(tokens_BT: Tensor) -> Tensor:
             with execution.masked(plan.mask_U.to(device)) as masked:

@@ -21,7 +21,7 @@ from pgprune_lightning.export.export_format import (
     ExportOptions,
     PrunedModel,
 )
-from pgprune_lightning.masking.multiplied import MultipliedExecution
+from pgprune_lightning.masking.dense_masked import DenseMaskedExecution
 
 SEQUENCES, TOKENS = 2, 64
 LARGEST_IN_FLOAT32 = 4_000_000_000
@@ -66,7 +66,7 @@ def check_export(
     device = pruned.dense.device
     tokens_BT = check_tokens(pruned.dense).to(device)
     with _precise(pruned.dense), _precise(pruned.cut):
-        with MultipliedExecution(pruned.dense, pruned.plan.space).masked(
+        with DenseMaskedExecution(pruned.dense, pruned.plan.space).masked(
             pruned.mask_U.to(device)
         ) as masked:
             expected = masked(tokens_BT, use_cache=False).logits.float()

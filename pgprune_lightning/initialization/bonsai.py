@@ -16,7 +16,7 @@ from torch import Tensor
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.projection_inputs import PROJECTIONS
 from pgprune_lightning.initialization.wanda_sp import wanda_sp_metric
-from pgprune_lightning.masking.multiplied import MultipliedExecution
+from pgprune_lightning.masking.dense_masked import DenseMaskedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.policy import UnitLayout
 
@@ -79,7 +79,7 @@ def _measure(
     inputs: MetricInputs, batches: list[Tensor], pairs: list[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """Half the difference of each pair's losses, and their mean's distance to the dense loss."""
-    execution = MultipliedExecution(inputs.model, inputs.space)
+    execution = DenseMaskedExecution(inputs.model, inputs.space)
 
     def loss_without(dropped_U: Tensor, batch_BT: Tensor) -> float:
         with execution.masked(~dropped_U) as model:

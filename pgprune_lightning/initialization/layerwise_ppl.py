@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.masking.multiplied import MultipliedExecution
+from pgprune_lightning.masking.dense_masked import DenseMaskedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 
 
@@ -34,7 +34,7 @@ def layerwise_ppl_metric(inputs: MetricInputs) -> Tensor:
         first layers are larger by orders of magnitude; normalised, all others would look alike.
     """
     assert all(group.count == 1 for group in inputs.space.groups), inputs.space.kinds
-    execution = MultipliedExecution(inputs.model, inputs.space)
+    execution = DenseMaskedExecution(inputs.model, inputs.space)
     kept_UU = ~torch.eye(inputs.space.num_units, dtype=torch.bool)
     nll_U = torch.zeros(inputs.space.num_units, dtype=torch.float64)
     batches, num_units = inputs.batches(), inputs.space.num_units

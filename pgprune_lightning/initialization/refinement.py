@@ -16,7 +16,7 @@ from torch import Tensor
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.gate_gradients import gradients_at
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.masking.multiplied import MultipliedExecution
+from pgprune_lightning.masking.dense_masked import DenseMaskedExecution
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.policy import FeasibleSet
 
@@ -120,7 +120,7 @@ def _direction(mean_U: Tensor, square_U: Tensor, steps: int) -> Tensor:
 
 def _total_loss(inputs: MetricInputs, mask_U: Tensor, tokens_NT: Tensor) -> float:
     """Token loss of the masked model, summed, in nats; infinite where it is not finite."""
-    with MultipliedExecution(inputs.model, inputs.space).masked(mask_U) as model:
+    with DenseMaskedExecution(inputs.model, inputs.space).masked(mask_U) as model:
         sums = [
             float(token_nll(model, batch_BT).sum(dtype=torch.float64))
             for batch_BT in tokens_NT.split(SEQUENCES_PER_STEP)

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import backbone_of, decoder_layers
-from pgprune_lightning.masking.multiplied import by_sequence
+from pgprune_lightning.masking.dense_masked import by_sequence
 from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.masking.token_loss import float_logits
 from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout

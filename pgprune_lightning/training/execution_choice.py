@@ -17,16 +17,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking.gathered import GatheredExecution
-from pgprune_lightning.masking.multiplied import MultipliedExecution
-from pgprune_lightning.masking.widened import WidenedExecution
+from pgprune_lightning.masking.batched import BatchedExecution
+from pgprune_lightning.masking.compact import CompactExecution
+from pgprune_lightning.masking.dense_masked import DenseMaskedExecution
 from pgprune_lightning.policy import UnitLayout
 
-ExecutionName = Literal["gathered", "multiplied", "widened", "auto"]
+ExecutionName = Literal["compact", "dense_masked", "batched", "auto"]
 
-CANDIDATES = ("gathered", "multiplied", "widened")
-ONE_A_SEQUENCE = ("gathered", "widened")
-"""Those of masks that read one sequence each: under `gathered` they are multiplied in one pass, and
+CANDIDATES = ("compact", "dense_masked", "batched")
+ONE_A_SEQUENCE = ("compact", "batched")
+"""Those of masks that read one sequence each: under `compact` they are multiplied in one pass, and
 only masks that read more are gathered."""
 WARM_UPS = 1
 TIMED_STEPS = 2
@@ -39,13 +39,13 @@ class ExecutionChoice:
         model: The frozen model; its weights are laid out for gathering whatever is chosen, so that
             everything that reads them computes the same either way.
         space: The units of that model.
-        name: The execution, or `auto`: the fastest in `timed` steps, and the gathered one until
+        name: The execution, or `auto`: the fastest in `timed` steps, and the compact one until
             that is known.
     """
 
     def __init__(self, model: PreTrainedModel, space: UnitLayout, name: ExecutionName) -> None:
-        self.multiplied = MultipliedExecution(model, space)
-        self._gathered = GatheredExecution(model, space)
+        self.dense_masked = DenseMaskedExecution(model, space)
+        self._compact = CompactExecution(model, space)
         self._on_trial: str | None = None
         self._seconds: dict[str, list[float]] = {name: [] for name in CANDIDATES}
         self._device = model.device
@@ -55,17 +55,17 @@ class ExecutionChoice:
     @property
     def name(self) -> str:
         """The execution that masks are to use now."""
-        return self._on_trial or self.picked or "gathered"
+        return self._on_trial or self.picked or "compact"
 
     @property
-    def current(self) -> GatheredExecution | MultipliedExecution:
-        """What puts a single mask on the model now; `widened` multiplies."""
-        return self._gathered if self.name == "gathered" else self.multiplied
+    def current(self) -> CompactExecution | DenseMaskedExecution:
+        """What puts a single mask on the model now; `batched` multiplies."""
+        return self._compact if self.name == "compact" else self.dense_masked
 
     @cached_property
-    def widened(self) -> WidenedExecution:
-        """What `widened` reads losses by."""
-        return WidenedExecution(self.multiplied.model, self.multiplied.space)
+    def batched(self) -> BatchedExecution:
+        """What `batched` reads losses by."""
+        return BatchedExecution(self.dense_masked.model, self.dense_masked.space)
 
     def restore(self, picked: str | None) -> None:
         """Use what an `auto` of the run that is resumed has picked; a named one stays."""
@@ -103,8 +103,8 @@ class ExecutionChoice:
         least = [min(self._seconds[name][WARM_UPS:]) for name in candidates]
         seconds = dict(zip(candidates, self._mean_over_ranks(least), strict=True))
         self.picked, *others = sorted(seconds, key=lambda name: seconds[name])
-        if self.picked != "widened":
-            self.widened.forget()
+        if self.picked != "batched":
+            self.batched.forget()
         slower = " and ".join(f"{seconds[other]:.4f} s {other}" for other in others)
         _announce(
             f"execution: {self.picked}, {seconds[self.picked]:.4f} s for the losses of a step "

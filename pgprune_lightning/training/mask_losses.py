@@ -33,7 +33,7 @@ class MaskLosses:
     @property
     def model(self) -> PreTrainedModel:
         """The dense model."""
-        return self.execution.multiplied.model
+        return self.execution.dense_masked.model
 
     @torch.no_grad()
     def token_nll(self, batch_BT: Tensor, mask_U: Tensor | None) -> Tensor:
@@ -49,8 +49,8 @@ class MaskLosses:
         """Losses of each mask on the whole batch; see `MaskedModel.losses_of_masks`."""
         dense_BTH = self._dense_states(batch_BT, objective)
         with self.execution.timed(masks_SU):
-            if self.execution.name == "widened":
-                losses_NT = self._widened(masks_SU, batch_BT, dense_BTH)
+            if self.execution.name == "batched":
+                losses_NT = self._batched(masks_SU, batch_BT, dense_BTH)
                 return losses_NT.view(len(masks_SU), -1).mean(dim=1).double()
             # One transfer, so that the host prepares a mask while the last one's pass still runs.
             losses = [self._under(mask_U, batch_BT, dense_BTH).mean() for mask_U in masks_SU.cpu()]
@@ -70,15 +70,15 @@ class MaskLosses:
     def _of_part(self, part_PT: Tensor, masks_PU: Tensor, objective: Objective) -> Tensor:
         """Token losses of sequences, each under its own mask, (P, T - 1)."""
         dense_PTH = self._dense_states(part_PT, objective)
-        if self.execution.name == "widened":
-            return self.execution.widened.token_losses(part_PT, masks_PU, dense_PTH)
-        with self.execution.multiplied.masked_each(masks_PU) as model:
+        if self.execution.name == "batched":
+            return self.execution.batched.token_losses(part_PT, masks_PU, dense_PTH)
+        with self.execution.dense_masked.masked_each(masks_PU) as model:
             return token_losses(model, part_PT, dense_PTH)
 
     def _under(self, mask_U: Tensor, batch_BT: Tensor, dense_BTH: Tensor | None) -> Tensor:
         """Token losses of a batch under a mask, (B, T - 1)."""
-        if self.execution.name == "widened":
-            return self._widened(mask_U[None].to(batch_BT.device), batch_BT, dense_BTH)
+        if self.execution.name == "batched":
+            return self._batched(mask_U[None].to(batch_BT.device), batch_BT, dense_BTH)
         with self.execution.current.masked(mask_U) as model:
             return self._in_parts(model, batch_BT, dense_BTH)
 
@@ -90,7 +90,7 @@ class MaskLosses:
         dense = [None] * len(parts) if dense_BTH is None else dense_BTH.split(rows)
         return torch.cat([token_losses(model, *pair) for pair in zip(parts, dense, strict=True)])
 
-    def _widened(self, masks_SU: Tensor, batch_BT: Tensor, dense_BTH: Tensor | None) -> Tensor:
+    def _batched(self, masks_SU: Tensor, batch_BT: Tensor, dense_BTH: Tensor | None) -> Tensor:
         """Token losses of the batch under the first mask, then the second, ..., (N, T - 1)."""
         rows_N = torch.arange(len(masks_SU) * len(batch_BT), device=batch_BT.device)
         losses = []
@@ -98,7 +98,7 @@ class MaskLosses:
             texts_P, samples_P = rows_P % len(batch_BT), rows_P // len(batch_BT)
             dense_PTH = None if dense_BTH is None else dense_BTH[texts_P]
             losses.append(
-                self.execution.widened.token_losses(
+                self.execution.batched.token_losses(
                     batch_BT[texts_P], masks_SU[samples_P], dense_PTH
                 )
             )

@@ -71,7 +71,7 @@ class MaskedModel:
         dtype: str,
         device: torch.device,
         attention: str,
-        execution: ExecutionName = "gathered",
+        execution: ExecutionName = "compact",
         shard: int = 1,
     ) -> None:
         """Load and freeze the weights.
@@ -80,7 +80,7 @@ class MaskedModel:
             dtype: Name of their type; see `resolve_dtype`.
             device: Where they go.
             attention: Attention implementation of transformers.
-            execution: How masks are executed: `gathered`, `multiplied`, `widened`, or `auto`, the
+            execution: How masks are executed: `compact`, `dense_masked`, `batched`, or `auto`, the
                 fastest in the first steps.
             shard: Ranks that share one copy of the weights. Every rank must then call what runs the
                 model equally often.

@@ -120,8 +120,8 @@ class PolicyGradientPruning(PolicyModule):
             where the device computes in it natively). The policy is always float64.
         attention: Attention implementation of transformers (`sdpa`, `eager`, ...). Models that cap
             attention logits, such as Gemma 2, have no `sdpa`; `eager` takes its place.
-        execution: How a mask is executed: `gathered` computes what it keeps alone, `multiplied`
-            everything and multiplies it by the mask, `widened` does so for all masks of a step in
+        execution: How a mask is executed: `compact` computes what it keeps alone, `dense_masked`
+            everything and multiplies it by the mask, `batched` does so for all masks of a step in
             one forward pass (on a GPU by CUDA graphs, for models too small to keep it busy),
             `auto` picks the fastest in the first steps. They differ by rounding, so numbers that
             repeat bit for bit want a named one.
@@ -158,7 +158,7 @@ class PolicyGradientPruning(PolicyModule):
         initialization: Initialization = Initialization(),  # noqa: B008 (frozen)
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         attention: str = "sdpa",
-        execution: ExecutionName = "gathered",
+        execution: ExecutionName = "compact",
         shard: int = 1,
         seed: int = 0,
     ) -> None:

@@ -39,7 +39,7 @@ LEARNINGS = {
 
 
 def step_of(
-    workload: Workload, learning: Learning, execution: ExecutionName = "multiplied"
+    workload: Workload, learning: Learning, execution: ExecutionName = "dense_masked"
 ) -> PruningStep:
     model = make_tiny_model("llama_gqa")
     space = unit_layout_of(model, workload.unit_kinds, workload.channels_per_unit)

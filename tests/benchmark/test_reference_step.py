@@ -31,7 +31,7 @@ def both(
     )
 
 
-@pytest.mark.parametrize("execution", ["multiplied", "gathered", "widened"])
+@pytest.mark.parametrize("execution", ["dense_masked", "compact", "batched"])
 @pytest.mark.parametrize(
     "units",
     [
@@ -57,7 +57,7 @@ def test_losses_and_updates_are_the_same(
 
 def test_the_update_alone_is_the_same_to_the_last_digits(workload: Workload) -> None:
     workload = replace(workload, lr=0.5)
-    reference, ours = both(make_tiny_model("llama_gqa"), workload, "multiplied")
+    reference, ours = both(make_tiny_model("llama_gqa"), workload, "dense_masked")
     for step in range(5):
         masks_SU = ours.sample(step)
         losses_S = torch.tensor([3.0, 3.5 - step / 3], dtype=torch.float64)
@@ -69,6 +69,6 @@ def test_the_update_alone_is_the_same_to_the_last_digits(workload: Workload) -> 
 
 def test_no_hook_is_left(workload: Workload) -> None:
     model = make_tiny_model("llama_gqa")
-    reference, _ = both(model, workload, "multiplied")
+    reference, _ = both(model, workload, "dense_masked")
     reference(0)
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -68,7 +68,7 @@ def test_a_shape_is_timed(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixt
     medians = [result[way]["median_seconds"] for way in ("reference", "ours")]
     assert result["ratio"] == pytest.approx(medians[0] / medians[1])
     assert result["projected_seconds_15000_steps"] == pytest.approx(15_000 * medians[1])
-    assert result["execution"] in ("multiplied", "gathered", "widened")
+    assert result["execution"] in ("dense_masked", "compact", "batched")
     assert (result["dtype"], result["model"], result["keep_ratio"]) == (dtype, "tiny", 0.5)
     assert (result["batch_size"], result["block_length"], result["num_mask_samples"]) == (2, 8, 2)
     assert {"commit", "torch", "threads", "device", "command"} <= set(result)
@@ -79,13 +79,13 @@ def test_a_shape_is_timed(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_several_keep_ratios_a_picture_and_the_units(tmp_path: Path) -> None:
     output, picture = tmp_path / "result.json", tmp_path / "cost.png"
-    given = ["bench", "--shape", "tiny", "--device", "cpu", *QUICK, "--execution", "gathered"]
+    given = ["bench", "--shape", "tiny", "--device", "cpu", *QUICK, "--execution", "compact"]
     more = ["--keep-ratio", "0.5", "0.8", "--scaling", "--picture", str(picture)]
     assert main([*given, *more, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     assert [entry["keep_ratio"] for entry in result["keep_ratios"]] == [0.5, 0.8]
     assert result["keep_ratios"][0]["ours"] == result["ours"]
-    assert result["execution"] == "gathered"
+    assert result["execution"] == "compact"
     assert [entry["units"] for entry in result["scaling"]] == [10, 100]
     assert picture.read_bytes().startswith(b"\x89PNG")
     again = tmp_path / "both.svg"
@@ -128,7 +128,7 @@ def test_recipes_laid_over_one_another_say_how_it_learns(
     result = json.loads(output.read_text())
     assert (result["policy"], result["mask_granularity"]) == ("PGPEPolicy", "sequence")
     assert (result["model"], result["budget"], result["lr"]) == ("tiny", "parameters", 0.2)
-    assert result["execution"] in ("gathered", "widened")
+    assert result["execution"] in ("compact", "batched")
     assert "N_s = 2 a sequence, PGPEPolicy" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pgprune_lightning.evaluation import greedy_continuation
-from pgprune_lightning.masking import MultipliedExecution, unit_layout_of
+from pgprune_lightning.masking import DenseMaskedExecution, unit_layout_of
 from tests.tiny_models import VOCABULARY
 
 PROMPT = "w5 w9 w60 w33"
@@ -45,7 +45,7 @@ def test_likeliest_token_each_time(
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     if emptied is not None:
         space.view(mask_U, 0, emptied).fill_(False)
-    with MultipliedExecution(model, space).masked(mask_U) as masked:
+    with DenseMaskedExecution(model, space).masked(mask_U) as masked:
         expected = likeliest_words(masked, PROMPT, 8)
         assert greedy_continuation(masked, tokenizer, PROMPT, 8) == expected
 

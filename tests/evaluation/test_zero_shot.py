@@ -25,7 +25,7 @@ from pgprune_lightning.evaluation.zero_shot_tasks import (
     check_zero_shot_tasks,
     local_task_definition,
 )
-from pgprune_lightning.masking import MultipliedExecution, token_nll, unit_layout_of
+from pgprune_lightning.masking import DenseMaskedExecution, token_nll, unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
@@ -166,7 +166,7 @@ def test_a_mask_scores_as_the_model_cut_by_it(
     space.view(mask_U, 0, "kv_group").fill_(False)
 
     dense = _measure(model, tokenizer, folder)
-    with MultipliedExecution(model, space).masked(mask_U):
+    with DenseMaskedExecution(model, space).masked(mask_U):
         masked = _measure(model, tokenizer, folder)
     assert list(masked) == ["arc_easy", "piqa"]
     assert masked == _measure(cut_model(model, space, mask_U), tokenizer, folder)

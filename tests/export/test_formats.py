@@ -22,7 +22,7 @@ from pgprune_lightning.export.export_record import write_export
 from pgprune_lightning.export.formats import FORMATS
 from pgprune_lightning.export.padded import padded_model
 from pgprune_lightning.export.self_check import check_export
-from pgprune_lightning.masking import MultipliedExecution, unit_layout_of
+from pgprune_lightning.masking import DenseMaskedExecution, unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.policy import UnitLayout
@@ -65,7 +65,7 @@ def test_zeros_stand_for_what_was_dropped(
     norms = sum(w.numel() for name, w in family_model.named_parameters() if "norm" in name)
     for name, mask_U in masks_of(space):
         padded = padded_model(family_model, space, mask_U)
-        with MultipliedExecution(family_model, space).masked(mask_U) as masked:
+        with DenseMaskedExecution(family_model, space).masked(mask_U) as masked:
             expected = masked(tokens_BT, use_cache=False).logits
         found = padded(tokens_BT, use_cache=False).logits
         assert torch.allclose(found, expected, atol=1e-4), name
@@ -113,7 +113,7 @@ def test_the_files_say_whether_the_head_is_the_embedding(
     assert record["dense_parameters"] == dense.num_parameters() - head
     if name == "plan":
         return
-    with MultipliedExecution(model, pruned.plan.space).masked(pruned.mask_U) as masked:
+    with DenseMaskedExecution(model, pruned.plan.space).masked(pruned.mask_U) as masked:
         expected = masked(random_tokens(), use_cache=False).logits
     if name == "decilm":
         read: Any = DeciReader(tmp_path / "out", torch.device("cpu"), torch.float32).logits

@@ -23,7 +23,7 @@ from pgprune_lightning.initialization.bonsai import (
     ridge_coefficients,
 )
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.masking import MultipliedExecution, token_nll
+from pgprune_lightning.masking import DenseMaskedExecution, token_nll
 from pgprune_lightning.policy import UnitLayout
 from tests.tiny_models import random_tokens
 
@@ -97,14 +97,14 @@ class TestRidge:
 
 def linear_loss(monkeypatch: pytest.MonkeyPatch, weights_U: Tensor) -> None:
     """Let the loss be 3 nats plus the weights of what is dropped."""
-    entered = MultipliedExecution.masked
+    entered = DenseMaskedExecution.masked
 
-    def masked(self: MultipliedExecution, mask_U: Tensor) -> object:
+    def masked(self: DenseMaskedExecution, mask_U: Tensor) -> object:
         losses.append(3 + float(weights_U[~mask_U].sum()))
         return entered(self, mask_U)
 
     losses: list[float] = []
-    monkeypatch.setattr(MultipliedExecution, "masked", masked)
+    monkeypatch.setattr(DenseMaskedExecution, "masked", masked)
     monkeypatch.setattr(
         bonsai, "token_nll", lambda _model, batch_BT: torch.full(batch_BT.shape, losses[-1])
     )
@@ -177,7 +177,7 @@ def test_the_unit_whose_removal_is_worst_comes_first(
 ) -> None:
     (batch_BT,) = batches = [random_tokens(rows=4)]
     inputs = metric_inputs([unit_kind], batches, name=family)
-    execution = MultipliedExecution(inputs.model, inputs.space)
+    execution = DenseMaskedExecution(inputs.model, inputs.space)
     losses = []
     for mask_U in ~torch.eye(inputs.space.num_units, dtype=torch.bool):
         with execution.masked(mask_U) as model:

@@ -17,7 +17,7 @@ from pgprune_lightning.initialization import Initialization, refinement
 from pgprune_lightning.initialization.gate_gradients import gradients_at
 from pgprune_lightning.initialization.metric import MetricInputs
 from pgprune_lightning.initialization.refinement import refined
-from pgprune_lightning.masking import MultipliedExecution
+from pgprune_lightning.masking import DenseMaskedExecution
 from pgprune_lightning.masking.gates import gated
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.policy import FeasibleSet
@@ -122,7 +122,7 @@ def test_the_mask_that_is_found_has_a_lower_loss(
     generator = torch.Generator().manual_seed(0)
     start_U = torch.randn(inputs.space.num_units, generator=generator, dtype=torch.float64)
     found_U = refined(start_U, inputs, feasible_set, steps=8)
-    execution = MultipliedExecution(inputs.model, inputs.space)
+    execution = DenseMaskedExecution(inputs.model, inputs.space)
 
     def loss(ranking_U: Tensor) -> float:
         with execution.masked(feasible_set.deterministic_mask(ranking_U)) as model:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, PreTrainedModel
 
 from pgprune_lightning.masking import (
-    GatheredExecution,
-    MultipliedExecution,
+    CompactExecution,
+    DenseMaskedExecution,
     token_nll,
     unit_layout_of,
 )
@@ -91,7 +91,7 @@ def peak_of(model: PreTrainedModel, rows: int, tokens: int, with_loss: bool) -> 
     mask_U = torch.arange(space.num_units) % 2 == 0
     tokens_BT = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
     peaks = []
-    for execution in (MultipliedExecution(model, space), GatheredExecution(model, space)):
+    for execution in (DenseMaskedExecution(model, space), CompactExecution(model, space)):
         with execution.masked(mask_U) as masked, PeakMemory(model) as memory:
             (token_nll if with_loss else predicting_states)(masked, tokens_BT)
         peaks.append(memory.peak)

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from transformers import BloomConfig, OPTConfig, PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.masking import MultipliedExecution, decoder_layers, token_nll, unit_layout_of
+from pgprune_lightning.masking import (
+    DenseMaskedExecution,
+    decoder_layers,
+    token_nll,
+    unit_layout_of,
+)
 from pgprune_lightning.masking.decoder_family import FAMILIES, backbone_of, family_of
 from pgprune_lightning.masking.frozen_model import model_on_meta
 from pgprune_lightning.policy import UnitLayout
@@ -37,7 +42,7 @@ def logits_of(model: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
 
 
 def masked_logits(model: PreTrainedModel, space: UnitLayout, mask_U: Tensor) -> Tensor:
-    with MultipliedExecution(model, space).masked(mask_U) as masked:
+    with DenseMaskedExecution(model, space).masked(mask_U) as masked:
         return logits_of(masked, random_tokens())
 
 
@@ -92,7 +97,7 @@ def test_all_ones_is_the_untouched_model(
     space = unit_layout_of(family_model, **units)
     ones_U = torch.ones(space.num_units, dtype=torch.bool)
     plain, plain_nll = logits_of(family_model, tokens_BT), token_nll(family_model, tokens_BT)
-    with MultipliedExecution(family_model, space).masked(ones_U) as masked:
+    with DenseMaskedExecution(family_model, space).masked(ones_U) as masked:
         assert torch.equal(logits_of(masked, tokens_BT), plain)
         assert torch.equal(token_nll(masked, tokens_BT), plain_nll)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import MultipliedExecution, token_nll, unit_layout_of
+from pgprune_lightning.masking import DenseMaskedExecution, token_nll, unit_layout_of
 from tests.tiny_models import masks_of, random_tokens
 
 
@@ -21,7 +21,7 @@ def test_each_sequence_has_its_own_mask(
 ) -> None:
     """The masks empty each group in some sequence, and one keeps everything."""
     space = unit_layout_of(family_model, **units)
-    execution = MultipliedExecution(family_model, space)
+    execution = DenseMaskedExecution(family_model, space)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)])
     tokens_BT = random_tokens(rows=len(masks_BU))
     with execution.masked_each(masks_BU) as masked:
@@ -41,7 +41,7 @@ def test_what_no_sequence_keeps_is_skipped(tiny_model: Callable[..., PreTrainedM
     calls: list[int] = []
     for index, layer in enumerate(model.model.layers):
         layer.self_attn.o_proj.register_forward_hook(lambda *_, index=index: calls.append(index))
-    with MultipliedExecution(model, space).masked_each(masks_BU) as masked:
+    with DenseMaskedExecution(model, space).masked_each(masks_BU) as masked:
         token_nll(masked, random_tokens())
     assert calls == [0, 2]
 
@@ -53,7 +53,7 @@ def test_one_mask_is_for_every_sequence(
     model = tiny_model("llama_gqa")
     space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
-    execution, tokens_BT = MultipliedExecution(model, space), random_tokens(rows=rows)
+    execution, tokens_BT = DenseMaskedExecution(model, space), random_tokens(rows=rows)
     with execution.masked(mask_U) as masked:
         expected = token_nll(masked, tokens_BT)
     with execution.masked_each(mask_U.expand(rows, -1)) as masked:

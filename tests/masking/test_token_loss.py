@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import MultipliedExecution, token_loss, token_nll, unit_layout_of
+from pgprune_lightning.masking import DenseMaskedExecution, token_loss, token_nll, unit_layout_of
 from pgprune_lightning.masking.token_loss import predicting_states, token_kl
 from tests.tiny_models import NUM_TOKENS, VOCABULARY, random_tokens
 
@@ -106,7 +106,7 @@ def test_no_gradient_is_recorded(tiny_model: Callable[..., PreTrainedModel]) -> 
 def half_masked(model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
     space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.5
-    return MultipliedExecution(model, space).masked(mask_U)
+    return DenseMaskedExecution(model, space).masked(mask_U)
 
 
 def test_divergence_is_that_of_all_logits(family_model: PreTrainedModel) -> None:

@@ -61,7 +61,7 @@ def made_summary() -> dict[str, Any]:
         "text": "test text",
         "sequence_length": 128,
         "base_model": "org/model",
-        "execution": "gathered",
+        "execution": "compact",
         "provenance": {
             "pgprune_lightning": "0.1.0",
             "commit": "abc123",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgprune_lightning.masking import GatheredExecution, MultipliedExecution, unit_layout_of
+from pgprune_lightning.masking import CompactExecution, DenseMaskedExecution, unit_layout_of
 from pgprune_lightning.training import execution_choice
 from pgprune_lightning.training.execution_choice import ExecutionChoice, ExecutionName
 from pgprune_lightning.training.mask_losses import MaskLosses
@@ -20,9 +20,9 @@ from tests.tiny_models import make_tiny_model
 from tests.tiny_runs import TinyRun
 
 CLASSES = {
-    "gathered": GatheredExecution,
-    "multiplied": MultipliedExecution,
-    "widened": MultipliedExecution,
+    "compact": CompactExecution,
+    "dense_masked": DenseMaskedExecution,
+    "batched": DenseMaskedExecution,
 }
 """What puts a single mask on the model."""
 
@@ -54,7 +54,7 @@ def make_choice() -> Callable[[ExecutionName], ExecutionChoice]:
 
 
 def masks_of(choice: ExecutionChoice) -> Tensor:
-    return (torch.arange(choice.multiplied.space.num_units) % 4 > 0).expand(2, -1)
+    return (torch.arange(choice.dense_masked.space.num_units) % 4 > 0).expand(2, -1)
 
 
 def run_steps(choice: ExecutionChoice, clock: Clock, seconds: dict[str, list[float]]) -> list[str]:
@@ -69,27 +69,27 @@ def run_steps(choice: ExecutionChoice, clock: Clock, seconds: dict[str, list[flo
 
 
 @pytest.mark.parametrize(
-    ("gathered", "multiplied", "widened", "picked"),
+    ("compact", "dense_masked", "batched", "picked"),
     [
-        ([9.0, 9.0, 1.0], [0.1, 2.0, 2.0], [0.1, 3.0, 3.0], "gathered"),
-        ([0.1, 2.0, 2.0], [9.0, 1.0, 9.0], [0.1, 3.0, 3.0], "multiplied"),
-        ([0.1, 2.0, 2.0], [0.1, 3.0, 3.0], [9.0, 9.0, 1.0], "widened"),
+        ([9.0, 9.0, 1.0], [0.1, 2.0, 2.0], [0.1, 3.0, 3.0], "compact"),
+        ([0.1, 2.0, 2.0], [9.0, 1.0, 9.0], [0.1, 3.0, 3.0], "dense_masked"),
+        ([0.1, 2.0, 2.0], [0.1, 3.0, 3.0], [9.0, 9.0, 1.0], "batched"),
     ],
 )
 def test_the_fastest_is_picked(
     make_choice: Callable[[ExecutionName], ExecutionChoice],
     clock: Clock,
     capsys: pytest.CaptureFixture[str],
-    gathered: list[float],
-    multiplied: list[float],
-    widened: list[float],
+    compact: list[float],
+    dense_masked: list[float],
+    batched: list[float],
     picked: str,
 ) -> None:
     """The first step of each, which warms up, says the opposite, and so do the means."""
     choice = make_choice("auto")
-    seconds = {"gathered": gathered, "multiplied": multiplied, "widened": widened}
+    seconds = {"compact": compact, "dense_masked": dense_masked, "batched": batched}
     names = run_steps(choice, clock, seconds)
-    assert names == ["gathered", "multiplied", "widened"] * 3
+    assert names == ["compact", "dense_masked", "batched"] * 3
     assert choice.picked == choice.name == picked
     assert type(choice.current) is CLASSES[picked]
     (line,) = capsys.readouterr().err.splitlines()
@@ -101,7 +101,7 @@ def test_the_fastest_is_picked(
     assert choice.picked == picked
 
 
-@pytest.mark.parametrize("slow", ["gathered", "widened"])
+@pytest.mark.parametrize("slow", ["compact", "batched"])
 def test_with_a_mask_a_sequence_two_are_tried(
     make_choice: Callable[[ExecutionName], ExecutionChoice],
     clock: Clock,
@@ -109,7 +109,7 @@ def test_with_a_mask_a_sequence_two_are_tried(
     capsys: pytest.CaptureFixture[str],
     slow: str,
 ) -> None:
-    """Such masks cannot be gathered: under `gathered` they are multiplied all the same."""
+    """Such masks cannot be gathered: under `compact` they are multiplied all the same."""
     choice = make_choice("auto")
     names = []
 
@@ -123,8 +123,8 @@ def test_with_a_mask_a_sequence_two_are_tried(
     losses = [Slowed(choice).losses_of_sequences(batch_BT, masks_of(choice)) for _ in range(7)]
     for losses_B in losses:
         torch.testing.assert_close(losses_B, losses[0])
-    (other,) = {"gathered", "widened"} - {slow}
-    assert names == ["gathered", "widened"] * 3 + [other]
+    (other,) = {"compact", "batched"} - {slow}
+    assert names == ["compact", "batched"] * 3 + [other]
     assert choice.picked == other
     assert capsys.readouterr().err.startswith(f"execution: {other}, 0.0000 s ")
 
@@ -134,7 +134,7 @@ def test_a_named_execution_is_not_measured(
     make_choice: Callable[[ExecutionName], ExecutionChoice], clock: Clock, name: ExecutionName
 ) -> None:
     choice = make_choice(name)
-    choice.restore("multiplied" if name == "gathered" else "gathered")
+    choice.restore("dense_masked" if name == "compact" else "compact")
     with choice.timed(masks_of(choice)):
         assert choice.name == name
         assert type(choice.current) is CLASSES[name]
@@ -146,19 +146,19 @@ def test_until_then_masks_are_gathered(
 ) -> None:
     """And a step that fails is neither counted nor leaves its execution behind."""
     choice = make_choice("auto")
-    run_steps(choice, clock, {"gathered": [1.0]})
+    run_steps(choice, clock, {"compact": [1.0]})
     with pytest.raises(RuntimeError, match="in the step"), choice.timed(masks_of(choice)):
         raise RuntimeError("in the step")
     assert choice.picked is None
-    assert isinstance(choice.current, GatheredExecution)
+    assert isinstance(choice.current, CompactExecution)
     with choice.timed(masks_of(choice)):
-        assert isinstance(choice.current, MultipliedExecution)
+        assert isinstance(choice.current, DenseMaskedExecution)
 
 
 def test_a_resumed_run_goes_on_with_what_was_picked(tiny_run: TinyRun, clock: Clock) -> None:
-    """On the stopped clock none takes time, so that the pick would be the first, gathered."""
+    """On the stopped clock none takes time, so that the pick would be the first, compact."""
     checkpoints = {}
-    for execution in ("auto", "multiplied", "widened"):
+    for execution in ("auto", "dense_masked", "batched"):
         trainer = tiny_run.trainer(max_steps=9)
         module = tiny_run.module(execution=execution)
         trainer.fit(module, datamodule=tiny_run.datamodule())
@@ -166,13 +166,13 @@ def test_a_resumed_run_goes_on_with_what_was_picked(tiny_run: TinyRun, clock: Cl
         trainer.save_checkpoint(path)
         checkpoints[execution] = torch.load(path, weights_only=True)
     assert {name: saved["execution"] for name, saved in checkpoints.items()} == {
-        "auto": "gathered",
-        "multiplied": "multiplied",
-        "widened": "widened",
+        "auto": "compact",
+        "dense_masked": "dense_masked",
+        "batched": "batched",
     }
-    for given, used in [("auto", "widened"), ("gathered", "gathered")]:
+    for given, used in [("auto", "batched"), ("compact", "compact")]:
         resumed = tiny_run.module(execution=given)
         tiny_run.trainer(max_steps=10).fit(
-            resumed, datamodule=tiny_run.datamodule(), ckpt_path=tiny_run.folder / "widened.ckpt"
+            resumed, datamodule=tiny_run.datamodule(), ckpt_path=tiny_run.folder / "batched.ckpt"
         )
         assert resumed.masked_model.execution == used

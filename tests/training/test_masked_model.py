@@ -27,7 +27,7 @@ from tests.tiny_runs import TinyRun, write_tiny_model
 OBJECTIVES: tuple[Objective, ...] = ("cross_entropy", "kl_to_dense")
 
 
-@pytest.fixture(params=["gathered", "multiplied", "widened"])
+@pytest.fixture(params=["compact", "dense_masked", "batched"])
 def masked_model(tiny_run: TinyRun, request: pytest.FixtureRequest) -> MaskedModel:
     source = resolve_model_source(str(tiny_run.model))
     made = MaskedModel(source, ["kv_group", "mlp_channel"], 1)
@@ -128,7 +128,7 @@ def test_a_batch_in_parts_has_the_same_losses(
         torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
     handle.remove()
     assert max(forwards) == rows
-    if masked_model.execution == "widened":
+    if masked_model.execution == "batched":
         # Both masks' sequences side by side, in as few passes as the bound allows.
         dense = 0 if objective == "cross_entropy" else 2
         assert len(forwards) == (3 + dense) * -(-5 // rows) + -(-10 // rows)

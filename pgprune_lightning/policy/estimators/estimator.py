@@ -33,8 +33,8 @@ class MaskSamples:
         masks_SU: The masks, (S, U) bool, as `GradientEstimator.draw` returned them.
         losses_S: Loss under each mask, (S,) float64, in nats per token.
         keep_probabilities_U: The probabilities that they were drawn from, (U,) float64.
-        num_texts: Texts that evaluated them (X): the first S / X masks the first, and so on; 1 where
-            every mask reads the whole batch.
+        num_texts: Texts that evaluated them (X): the first S / X masks the first, and so on; 1
+            where every mask reads the whole batch.
         dense_losses_S: Loss of the dense model on the same text, (S,) float64, in nats per token;
             None where the estimator does not need it.
         all_losses_R: The losses of all ranks, (R,) float64; None: `losses_S`, for a single rank.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pgprune_lightning.masking import (
-    GatheredExecution,
-    MultipliedExecution,
+    CompactExecution,
+    DenseMaskedExecution,
     token_nll,
     unit_layout_of,
 )
@@ -57,7 +57,7 @@ def half_mask(space: UnitLayout, keep_ratio: float = 0.5) -> Tensor:
     ("dtype", "width_multiple", "most_gathered"),
     [(torch.float32, 1, 1.0), (torch.float32, 16, 0.6), (torch.bfloat16, 1, 1.0)],
 )
-def test_gathered_equals_multiplied_and_cut(
+def test_compact_equals_dense_masked_and_cut(
     family_model: PreTrainedModel,
     units: dict[str, Any],
     dtype: torch.dtype,
@@ -67,15 +67,15 @@ def test_gathered_equals_multiplied_and_cut(
     """Also where the fuller groups are multiplied and the others gathered, in the same pass."""
     model = copy.deepcopy(family_model).to(dtype)
     space = unit_layout_of(model, **units)
-    multiplied = MultipliedExecution(model, space)
-    gathered = GatheredExecution(
+    dense_masked = DenseMaskedExecution(model, space)
+    compact = CompactExecution(
         model, space, width_multiple=width_multiple, most_gathered=most_gathered
     )
     for name, mask_U in masks_of(space):
-        with gathered.masked(mask_U) as masked:
+        with compact.masked(mask_U) as masked:
             actual = logits_of(masked)
-        with multiplied.masked(mask_U) as masked:
-            expected = {"multiplied": logits_of(masked)}
+        with dense_masked.masked(mask_U) as masked:
+            expected = {"dense_masked": logits_of(masked)}
         expected["cut"] = logits_of(cut_model(model, space, mask_U))
         for way, logits in expected.items():
             difference = float((actual - logits).abs().max())
@@ -86,7 +86,7 @@ def test_nothing_is_left_on_the_model(family_model: PreTrainedModel, units: dict
     space = unit_layout_of(family_model, **units)
     model = copy.deepcopy(family_model)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    execution = GatheredExecution(model, space)
+    execution = CompactExecution(model, space)
     before = token_nll(model, random_tokens())
     for name, mask_U in masks_of(space):
         with execution.masked(mask_U) as masked:
@@ -103,7 +103,7 @@ def test_nothing_is_left_on_the_model(family_model: PreTrainedModel, units: dict
 def test_an_exception_in_the_block_leaves_nothing_behind(
     model: PreTrainedModel, space: UnitLayout
 ) -> None:
-    execution = GatheredExecution(model, space)
+    execution = CompactExecution(model, space)
     with pytest.raises(RuntimeError, match="inside"), execution.masked(half_mask(space)):
         raise RuntimeError("inside")
     assert not traces_of_masking(model)
@@ -112,7 +112,7 @@ def test_an_exception_in_the_block_leaves_nothing_behind(
 
 
 def test_masks_do_not_nest(model: PreTrainedModel, space: UnitLayout) -> None:
-    execution, mask_U = GatheredExecution(model, space), half_mask(space)
+    execution, mask_U = CompactExecution(model, space), half_mask(space)
     with (
         execution.masked(mask_U),
         pytest.raises(AssertionError, match="already"),
@@ -123,7 +123,7 @@ def test_masks_do_not_nest(model: PreTrainedModel, space: UnitLayout) -> None:
 
 
 def test_a_mask_of_another_length_is_refused(model: PreTrainedModel, space: UnitLayout) -> None:
-    execution = GatheredExecution(model, space)
+    execution = CompactExecution(model, space)
     too_short_U = torch.zeros(space.num_units - 1, dtype=torch.bool)
     with pytest.raises(AssertionError), execution.masked(too_short_U):
         pass
@@ -157,7 +157,7 @@ def test_as_much_is_computed_as_is_kept(
     """Of 24 channels; 0.9 of them are 21.6."""
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
     mask_U[space.group(1, "mlp_channel").start + kept : space.group(1, "mlp_channel").end] = False
-    execution = GatheredExecution(model, space, width_multiple=multiple, most_gathered=0.9)
+    execution = CompactExecution(model, space, width_multiple=multiple, most_gathered=0.9)
     with execution.masked(mask_U) as masked:
         assert inner_widths(masked) == [24, width, 24]
 
@@ -167,7 +167,7 @@ def test_the_layout_is_nobody_elses_business(
 ) -> None:
     """Names, values, shapes, the hash, saved files and cut models are those of the loaded model."""
     plain, mask_U = copy.deepcopy(model), half_mask(space)
-    GatheredExecution(model, space)
+    CompactExecution(model, space)
     down: nn.Linear = model.model.layers[0].mlp.down_proj
     assert down.weight.stride() == (1, down.out_features)
     assert loaded_fingerprint(model) == loaded_fingerprint(plain)
@@ -193,7 +193,7 @@ def test_text_is_continued_under_a_mask(
     space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     prompt_BT = random_tokens(rows=1, tokens=6)
     texts = []
-    for execution in (MultipliedExecution(model, space), GatheredExecution(model, space)):
+    for execution in (DenseMaskedExecution(model, space), CompactExecution(model, space)):
         with torch.no_grad(), execution.masked(half_mask(space)) as masked:
             texts.append(masked.generate(prompt_BT, max_new_tokens=12, do_sample=False))
     assert texts[0].shape == (1, 18)

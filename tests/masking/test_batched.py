@@ -1,4 +1,4 @@
-"""Widened execution equals multiplied execution, sequence by sequence, on the same buffers again.
+"""Batched execution equals dense-masked execution, sequence by sequence, on the same buffers again.
 
 Shapes: U units, B sequences, T tokens, H hidden.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import MultipliedExecution, WidenedExecution, unit_layout_of
+from pgprune_lightning.masking import BatchedExecution, DenseMaskedExecution, unit_layout_of
 from pgprune_lightning.masking.token_loss import predicting_states, token_losses
 from tests.tiny_models import masks_of, random_tokens, traces_of_masking
 
@@ -25,19 +25,19 @@ def dense_states(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("by_dense", [False, True])
-def test_widened_equals_multiplied(
+def test_batched_equals_dense_masked(
     family_model: PreTrainedModel, units: dict[str, Any], by_dense: bool
 ) -> None:
     """The masks empty each group in some sequence; the second call finds the first's buffers."""
     space = unit_layout_of(family_model, **units)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)])
-    multiplied = MultipliedExecution(family_model, space)
-    widened = WidenedExecution(family_model, space, capture=False)
+    dense_masked = DenseMaskedExecution(family_model, space)
+    batched = BatchedExecution(family_model, space, capture=False)
     for seed, order in enumerate([masks_BU, masks_BU.flip(0)]):
         tokens_BT = random_tokens(rows=len(order), seed=seed)
         dense_BTH = dense_states(family_model, tokens_BT) if by_dense else None
-        found_BT = widened.token_losses(tokens_BT, order, dense_BTH)
-        with multiplied.masked_each(order) as masked:
+        found_BT = batched.token_losses(tokens_BT, order, dense_BTH)
+        with dense_masked.masked_each(order) as masked:
             expected_BT = token_losses(masked, tokens_BT, dense_BTH)
         torch.testing.assert_close(found_BT, expected_BT, rtol=0, atol=1e-5)
     assert traces_of_masking(family_model) == []
@@ -90,9 +90,9 @@ def test_the_host_reads_nothing(family_model: PreTrainedModel, units: dict[str, 
     space = unit_layout_of(family_model, **units)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)])
     tokens_BT = random_tokens(rows=len(masks_BU))
-    widened = WidenedExecution(family_model, space)
+    batched = BatchedExecution(family_model, space)
     with HostReads() as reads:
-        widened.token_losses(tokens_BT, masks_BU)
+        batched.token_losses(tokens_BT, masks_BU)
     assert reads.names == []
 
 
@@ -101,7 +101,7 @@ def test_an_error_leaves_the_model_untouched(tiny_model: Callable[..., PreTraine
     space = unit_layout_of(model, ["mlp_channel"])
     ones_BU = torch.ones(2, space.num_units, dtype=torch.bool)
     with pytest.raises(IndexError):
-        WidenedExecution(model, space).token_losses(random_tokens() + 10**6, ones_BU)
+        BatchedExecution(model, space).token_losses(random_tokens() + 10**6, ones_BU)
     assert traces_of_masking(model) == []
 
 
@@ -113,12 +113,12 @@ def test_a_graph_equals_the_calls_it_was_captured_from(
     model = copy.deepcopy(family_model).to("cuda")
     space = unit_layout_of(model, **units)
     masks_BU = torch.stack([mask_U for _, mask_U in masks_of(space)]).cuda()
-    called, replayed = (WidenedExecution(model, space, capture=c) for c in (False, True))
+    called, replayed = (BatchedExecution(model, space, capture=c) for c in (False, True))
     for seed, order in enumerate([masks_BU, masks_BU.flip(0)]):
         tokens_BT = random_tokens(rows=len(order), seed=seed).cuda()
         dense_BTH = dense_states(model, tokens_BT) if by_dense else None
         found_BT = replayed.token_losses(tokens_BT, order, dense_BTH)
         expected_BT = called.token_losses(tokens_BT, order, dense_BTH)
         torch.testing.assert_close(found_BT, expected_BT, rtol=0, atol=1e-5)
-    graphs = [recording.graph for recording in replayed._graphed._recordings.values()]
+    graphs = [recording.graph for recording in replayed._cuda_graph._recordings.values()]
     assert None not in graphs, "it was captured, and did not fall back"

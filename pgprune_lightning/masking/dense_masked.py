@@ -1,4 +1,4 @@
-"""Multiplied execution of masks: everything is computed, what a mask drops is multiplied by zero.
+"""Dense-masked execution of masks: everything is computed, what a mask drops is multiplied by zero.
 
 The masked activations are the inputs of the attention's output projection and of the MLP's down
 projection: zero there removes a unit's whole contribution (paper, A.2). Sub-layers and layers
@@ -22,7 +22,7 @@ from pgprune_lightning.masking.sub_layer import DecoderLayer
 from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 
-class MultipliedExecution:
+class DenseMaskedExecution:
     """Runs a frozen model under masks by multiplication.
 
     Args:

@@ -19,7 +19,7 @@ _WARM_UPS = 3
 """Calls before a capture: libraries choose and load their kernels in the first ones."""
 
 
-class GraphedFunction:
+class CudaGraphFunction:
     """Calls a function on buffers of its own, from a graph where it could be captured.
 
     Args:

@@ -1,4 +1,4 @@
-"""Gathered execution of a mask: only what the mask keeps is computed.
+"""Compact execution of a mask: only what the mask keeps is computed.
 
 Where a mask keeps a part of an attention or MLP, the kept rows of the projections into it and the
 kept columns of the projection out of it are copied side by side inside the projection's own
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune_lightning.masking.decoder_family import decoder_layers
-from pgprune_lightning.masking.multiplied import put_factors
+from pgprune_lightning.masking.dense_masked import put_factors
 from pgprune_lightning.masking.sharding import is_in_parts
 from pgprune_lightning.masking.skipping import replaced_forward, skipped
 from pgprune_lightning.masking.sub_layer import Attention, rows_of_units
 from pgprune_lightning.policy.unit_layout import UnitGroup, UnitLayout
 
 
-class GatheredExecution:
+class CompactExecution:
     """Runs a frozen model under a mask by computing what it keeps.
 
     The weights of the output and down projections are laid out anew, in place, column by column:

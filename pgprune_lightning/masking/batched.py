@@ -1,6 +1,6 @@
-"""Widened execution: many masks in one forward pass, each on sequences of its own.
+"""Batched execution: many masks in one forward pass, each on sequences of its own.
 
-Everything is computed for every mask, as in multiplied execution, but always by the same
+Everything is computed for every mask, as in dense-masked execution, but always by the same
 operations: nothing is skipped, and the host reads no mask. So a GPU can replay the whole pass from
 a CUDA graph, which is what small models want, whose kernels take longer to launch than to run.
 
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgprune_lightning.masking.cuda_graph import CudaGraphFunction
 from pgprune_lightning.masking.decoder_family import decoder_layers
-from pgprune_lightning.masking.graphed import GraphedFunction
-from pgprune_lightning.masking.multiplied import multiply_input, multiply_output
+from pgprune_lightning.masking.dense_masked import multiply_input, multiply_output
 from pgprune_lightning.masking.token_loss import token_losses
 from pgprune_lightning.policy.unit_layout import UnitGroup, UnitLayout
 
 
-class WidenedExecution:
+class BatchedExecution:
     """Reads the token losses of a frozen model under a mask for each sequence.
 
     Args:
@@ -52,7 +52,7 @@ class WidenedExecution:
                 if group.count == 1 or part.output.bias is not None:
                     self._outputs.append((part.last, group))
         self._units_W = torch.cat(units).to(model.device)
-        self._graphed = GraphedFunction(
+        self._cuda_graph = CudaGraphFunction(
             self._losses, capture=model.device.type == "cuda" if capture is None else capture
         )
 
@@ -72,11 +72,11 @@ class WidenedExecution:
             Nats per token, (B, T - 1), float32.
         """
         dense = () if dense_BTH is None else (dense_BTH,)
-        return self._graphed(batch_BT, masks_BU, *dense)
+        return self._cuda_graph(batch_BT, masks_BU, *dense)
 
     def forget(self) -> None:
         """Give the graphs and their memory back."""
-        self._graphed.forget()
+        self._cuda_graph.forget()
 
     def _losses(
         self, batch_BT: Tensor, masks_BU: Tensor, dense_BTH: Tensor | None = None

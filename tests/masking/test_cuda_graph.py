@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgprune_lightning.masking import graphed
-from pgprune_lightning.masking.graphed import GraphedFunction
+from pgprune_lightning.masking import cuda_graph
+from pgprune_lightning.masking.cuda_graph import CudaGraphFunction
 
 
 class Doubled:
@@ -43,8 +43,8 @@ def capture_by_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[StandInGraph]:
         graphs.append(StandInGraph(function, buffers))
         return graphs[-1], graphs[-1].output
 
-    monkeypatch.setattr(graphed, "_warm_up", lambda *_: None)
-    monkeypatch.setattr(graphed, "_captured", captured)
+    monkeypatch.setattr(cuda_graph, "_warm_up", lambda *_: None)
+    monkeypatch.setattr(cuda_graph, "_captured", captured)
     return graphs
 
 
@@ -53,7 +53,7 @@ def test_every_call_reads_its_own_inputs(monkeypatch: pytest.MonkeyPatch, captur
     """One graph a shape, and a value stays what it is when another call follows."""
     graphs = capture_by_stand_in(monkeypatch)
     function, called = Doubled(), []
-    both = GraphedFunction(function, capture=capture)
+    both = CudaGraphFunction(function, capture=capture)
     for number, rows in enumerate([2, 2, 3, 2, 3]):
         first = torch.full((1, 4), float(number)).expand(rows, 4)
         second = torch.arange(rows)[:, None] + torch.zeros(rows, 4)
@@ -65,7 +65,7 @@ def test_every_call_reads_its_own_inputs(monkeypatch: pytest.MonkeyPatch, captur
 
 def test_what_is_forgotten_is_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = capture_by_stand_in(monkeypatch)
-    both = GraphedFunction(Doubled(), capture=True)
+    both = CudaGraphFunction(Doubled(), capture=True)
     one = torch.ones(1)
     for _ in range(2):
         assert float(both(one, one)) == 3
@@ -78,9 +78,9 @@ def test_a_failed_capture_is_told_once_and_does_without(monkeypatch: pytest.Monk
     def captured(*_: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nat some line")
 
-    monkeypatch.setattr(graphed, "_warm_up", lambda *_: None)
-    monkeypatch.setattr(graphed, "_captured", captured)
-    both = GraphedFunction(Doubled(), capture=True)
+    monkeypatch.setattr(cuda_graph, "_warm_up", lambda *_: None)
+    monkeypatch.setattr(cuda_graph, "_captured", captured)
+    both = CudaGraphFunction(Doubled(), capture=True)
     with pytest.warns(UserWarning, match="not permitted when stream is capturing$"):
         assert float(both(torch.ones(1), torch.ones(1))) == 3
     with warnings.catch_warnings():
@@ -94,17 +94,17 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, error: Exc
     def captured(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(graphed, "_warm_up", lambda *_: None)
-    monkeypatch.setattr(graphed, "_captured", captured)
+    monkeypatch.setattr(cuda_graph, "_warm_up", lambda *_: None)
+    monkeypatch.setattr(cuda_graph, "_captured", captured)
     with pytest.raises(type(error)):
-        GraphedFunction(Doubled(), capture=True)(torch.ones(1), torch.ones(1))
+        CudaGraphFunction(Doubled(), capture=True)(torch.ones(1), torch.ones(1))
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_function_is_called_for_the_capture_alone() -> None:
     function = Doubled()
-    both = GraphedFunction(function, capture=True)
+    both = CudaGraphFunction(function, capture=True)
     for number in range(4):
         value = torch.full((2,), float(number), device="cuda")
         assert both(value, value).tolist() == [3.0 * number] * 2
-    assert function.calls == graphed._WARM_UPS + 1
+    assert function.calls == cuda_graph._WARM_UPS + 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.masking import MultipliedExecution, token_nll, unit_layout_of
+from pgprune_lightning.masking import DenseMaskedExecution, token_nll, unit_layout_of
 from pgprune_lightning.policy import UnitKind, UnitLayout
 from tests.tiny_models import masks_of, random_tokens, traces_of_masking
 
@@ -42,7 +42,7 @@ def test_the_model_is_untouched_after_the_block(
     weights = {name: value.clone() for name, value in family_model.state_dict().items()}
     assert not traces_of_masking(family_model)
     for name, mask_U in masks_of(space):
-        with MultipliedExecution(family_model, space).masked(mask_U) as masked:
+        with DenseMaskedExecution(family_model, space).masked(mask_U) as masked:
             # Without this the test would pass on masks that never touch the model.
             touched = bool(traces_of_masking(masked))
             token_nll(masked, random_tokens())
@@ -60,14 +60,14 @@ def test_an_exception_in_the_block_leaves_nothing_behind(
     mask_U[0] = False
     with (
         pytest.raises(RuntimeError, match="inside"),
-        MultipliedExecution(model, space).masked(mask_U),
+        DenseMaskedExecution(model, space).masked(mask_U),
     ):
         raise RuntimeError("inside")
     assert not traces_of_masking(model)
 
 
 def test_nested_masks_keep_what_both_keep(model: PreTrainedModel, space: UnitLayout) -> None:
-    execution = MultipliedExecution(model, space)
+    execution = DenseMaskedExecution(model, space)
     outer_U = emptied_mask(space, 1, "kv_group")
     inner_U = torch.rand(space.num_units, generator=torch.Generator().manual_seed(0)) < 0.6
     tokens_BT = random_tokens()
@@ -89,13 +89,13 @@ def test_an_emptied_sub_layer_adds_not_even_its_bias(
     sub_layer = layer.self_attn if kind == "kv_group" else layer.mlp
     output = sub_layer.o_proj if kind == "kv_group" else sub_layer.down_proj
     assert output.bias.any()
-    with torch.no_grad(), MultipliedExecution(model, space).masked(emptied_mask(space, 1, kind)):
+    with torch.no_grad(), DenseMaskedExecution(model, space).masked(emptied_mask(space, 1, kind)):
         added = sub_layer(torch.ones(1, 3, 32))
     assert not (added[0] if kind == "kv_group" else added).any()
 
 
 def test_a_mask_of_another_length_is_refused(model: PreTrainedModel, space: UnitLayout) -> None:
     too_short_U = torch.zeros(space.num_units - 1, dtype=torch.bool)
-    with pytest.raises(AssertionError), MultipliedExecution(model, space).masked(too_short_U):
+    with pytest.raises(AssertionError), DenseMaskedExecution(model, space).masked(too_short_U):
         pass
     assert not traces_of_masking(model)
