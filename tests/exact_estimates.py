@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.policy import GradientEstimator, MaskSamples
-from pgprune_lightning.policy.estimators.antithetic import antithetic_masks
+from pgprune_lightning.policy.estimators import antithetic_masks
 
 Draw = tuple[float, Tensor]
 """Probability of a step's masks, and the masks, (S, U) bool."""

@@ -1,25 +1,25 @@
 """The policy over masks, as pure torch: units, budgets, sampling, gradients, projected steps."""
 
-from pgprune_lightning.policy.bernoulli import mask_generator, sample_masks, score
 from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.budgeted_logits import shift_logits
 from pgprune_lightning.policy.constraint import BudgetScope, Constraint
+from pgprune_lightning.policy.control_variates import DenseLossControlVariate, LinearSurrogate
 from pgprune_lightning.policy.estimators import (
     Antithetic,
-    DenseLossControlVariate,
     GradientEstimator,
     LeaveOneOut,
-    LinearSurrogate,
     MaskSamples,
     MovingAverageBaseline,
     PlainReinforce,
+    mask_generator,
+    sample_masks,
+    score,
 )
+from pgprune_lightning.policy.pgpe import PGPE, PGPEPolicy
 from pgprune_lightning.policy.policies import (
-    PGPE,
     FreeLogits,
     FreeProbabilities,
     MaskPolicy,
-    PGPEPolicy,
     StructuredLogits,
 )
 from pgprune_lightning.policy.projection import project_onto_budget

@@ -1,10 +1,11 @@
-"""How a gradient becomes a step that ends on the budget: SGD, Adam and the natural gradient.
+"""Updates: a gradient becomes a step that ends on the budget; SGD, Adam, natural gradient.
 
 Shapes: U units.
 """
 
 # No `from __future__ import annotations`: the command line reads these types.
-from abc import ABC, abstractmethod
+import copy
+from abc import ABC
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,22 +16,12 @@ from torch.optim import Optimizer
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.policies import MaskPolicy
 
-__all__ = [
-    "Adam",
-    "NaturalGradient",
-    "PolicyUpdate",
-    "ProjectedSGD",
-    "StepRule",
-    "UpdateFactory",
-    "snapshot",
-]
-
 StepRule = Literal["fixed", "rms_change"]
 
 _TRIALS = 12
-_NEAR_ENOUGH = 0.01  # of the change that is asked for
+_NEAR_ENOUGH = 0.01  # relative to the requested change
 _MOST_GROWTH = 10.0  # from trial to trial
-_MOST_STRETCH = 1e3  # in all: a policy that is sure of its mask cannot be changed by any step
+_MOST_STRETCH = 1e3  # in all: no step changes a policy that is certain of its mask
 _LEAST_SIZE = 1e-8
 
 
@@ -38,14 +29,14 @@ class PolicyUpdate(Optimizer, ABC):
     """Steps the parameters of a policy, then projects it onto the budget.
 
     Args:
-        policy: What is stepped, with the gradient assigned before each step.
-        lr: Step size, positive; what it means, `step_rule` says.
-        project: Brings the policy onto the budget of the next step: calls `MaskPolicy.project`,
-            which raises a `UserError` where values are not finite. It is not part of the state:
-            give it again when a run is resumed.
-        step_rule: `fixed`: parameters move by `lr` times the direction. `rms_change`: by as much
-            as changes the keep-probabilities of the undecided units (s neither 0 nor 1) by `lr`,
-            root mean square, whatever the number of units and the size of the losses.
+        policy: The policy, with its gradient assigned before each step.
+        lr: Step size, positive; `step_rule` defines its meaning.
+        project: Brings the policy onto the budget of the next step by `MaskPolicy.project`, which
+            raises a `UserError` where values are not finite. It is not part of the state: give it
+            again when a run is resumed.
+        step_rule: `fixed`: parameters move by `lr` times the direction. `rms_change`: they move so
+            far that the keep-probabilities of the undecided units (s neither 0 nor 1) change by
+            `lr`, root mean square, whatever the number of units and the size of the losses.
 
     Raises:
         UserError: The step size is not positive.
@@ -65,9 +56,16 @@ class PolicyUpdate(Optimizer, ABC):
         self.project = project
         self.step_rule = step_rule
 
-    @abstractmethod
     def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
-        """What to step against, as each parameter; None: it stays. May remember."""
+        """Directions to step against, each shaped as its parameter; None: it stays."""
+        return [
+            None if parameter.grad is None else self._direction(parameter.grad, parameter)
+            for parameter in parameters
+        ]
+
+    def _direction(self, gradient: Tensor, parameter: Tensor) -> Tensor:
+        """The direction of one parameter; may update `self.state[parameter]`."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -80,8 +78,7 @@ class PolicyUpdate(Optimizer, ABC):
             What the closure returned.
 
         Raises:
-            UserError: A gradient is not finite, or the step leads to what is not; nothing has
-                been changed.
+            UserError: A gradient, or a value after the step, is not finite; nothing has changed.
         """
         loss = None
         if closure is not None:
@@ -111,20 +108,14 @@ class PolicyUpdate(Optimizer, ABC):
         return loss
 
     def _snapshot(self) -> Callable[[], None]:
-        """Copy the policy, and what directions depend on besides the gradient."""
+        """Copy the policy and the state; calling the result restores both."""
         undo_policy = snapshot(self.policy)
-        memory = {
-            parameter: {
-                name: value.clone() if isinstance(value, Tensor) else value
-                for name, value in state.items()
-            }
-            for parameter, state in self.state.items()
-        }
+        state = {parameter: copy.deepcopy(values) for parameter, values in self.state.items()}
 
         def undo() -> None:
             undo_policy()
             self.state.clear()
-            self.state.update(memory)
+            self.state.update(state)
 
         return undo
 
@@ -145,7 +136,7 @@ class PolicyUpdate(Optimizer, ABC):
     def _change_by(
         self, before: list[Tensor], directions: list[Tensor | None], target: float
     ) -> None:
-        """Find the step by trials: the change is nearly proportional to it, and never falls."""
+        """Find the step size by trials: the change is nearly proportional to it, and monotone."""
         s_U = self.policy.keep_probabilities.detach().clone()
         undecided_U = (s_U > 0) & (s_U < 1)
         moving = torch.cat([d.reshape(-1) for d in directions if d is not None])
@@ -167,11 +158,11 @@ class ProjectedSGD(PolicyUpdate):
     """Step against the gradient, then project.
 
     Args:
-        policy: What is stepped, with the gradient assigned before each step.
+        policy: The policy, with its gradient assigned before each step.
         lr: Step size; see `PolicyUpdate`.
         project: Brings the policy onto the budget; see `PolicyUpdate`.
-        step_rule: What `lr` means; see `PolicyUpdate`.
-        momentum: Share of the last direction that is added to the gradient, in [0, 1); 0 in the
+        step_rule: Meaning of `lr`; see `PolicyUpdate`.
+        momentum: Factor on the last direction, which is added to the gradient, in [0, 1); 0 in the
             paper.
 
     Raises:
@@ -193,29 +184,27 @@ class ProjectedSGD(PolicyUpdate):
         super().__init__(policy, lr, project, step_rule)
         self.momentum = momentum
 
-    def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
-        return [self._direction(parameter) for parameter in parameters]
-
-    def _direction(self, parameter: Tensor) -> Tensor | None:
-        if parameter.grad is None or self.momentum == 0:
-            return parameter.grad
-        last = self.state[parameter].get("direction", torch.zeros_like(parameter))
-        direction: Tensor = self.momentum * last + parameter.grad
-        self.state[parameter]["direction"] = direction
+    def _direction(self, gradient: Tensor, parameter: Tensor) -> Tensor:
+        if self.momentum == 0:
+            return gradient
+        state = self.state[parameter]
+        last = state.get("direction", torch.zeros_like(parameter))
+        direction: Tensor = self.momentum * last + gradient
+        state["direction"] = direction
         return direction
 
 
 class Adam(PolicyUpdate):
     """Step against a mean of past gradients over the root of a mean of their squares, then project.
 
-    With `step_rule: fixed`, `lr` is about how far each parameter moves in a step: a probability
-    with the policy FreeProbabilities, a logit with the others.
+    With `step_rule: fixed`, each parameter moves by about `lr` in a step: a probability with the
+    policy FreeProbabilities, a logit with the others.
 
     Args:
-        policy: What is stepped, with the gradient assigned before each step.
+        policy: The policy, with its gradient assigned before each step.
         lr: Step size; see `PolicyUpdate`.
         project: Brings the policy onto the budget; see `PolicyUpdate`.
-        step_rule: What `lr` means; see `PolicyUpdate`.
+        step_rule: Meaning of `lr`; see `PolicyUpdate`.
         mean_decay: Weight of the past in the mean of gradients, in [0, 1).
         square_decay: Weight of the past in the mean of their squares, in [0, 1).
 
@@ -242,13 +231,7 @@ class Adam(PolicyUpdate):
         self.mean_decay = mean_decay
         self.square_decay = square_decay
 
-    def _directions(self, parameters: list[Tensor]) -> list[Tensor | None]:
-        return [self._direction(parameter) for parameter in parameters]
-
-    def _direction(self, parameter: Tensor) -> Tensor | None:
-        gradient = parameter.grad
-        if gradient is None:
-            return None
+    def _direction(self, gradient: Tensor, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["steps"] = 0
@@ -266,16 +249,16 @@ class Adam(PolicyUpdate):
 class NaturalGradient(PolicyUpdate):
     """Solve (Fisher information + damping) x = gradient, step against x, then project.
 
-    For free probabilities x is s (1 - s) times the gradient; for logits, free or structured, it
-    counts that the shift onto the budget answers every step.
+    For free probabilities x is about s (1 - s) times the gradient. For logits, free or structured,
+    the information includes the shift onto the budget, which follows every step.
 
     Args:
-        policy: What is stepped, with the gradient assigned before each step.
+        policy: The policy, with its gradient assigned before each step.
         lr: Step size; see `PolicyUpdate`.
         project: Brings the policy onto the budget; see `PolicyUpdate`.
-        step_rule: What `lr` means; see `PolicyUpdate`.
-        damping: Added to the information of every unit, above 0. A logit's information is at most
-            1/4, and vanishes near the bounds, where a gradient is mostly noise.
+        step_rule: Meaning of `lr`; see `PolicyUpdate`.
+        damping: Added to the information of every unit, above 0. The information of a logit is at
+            most 1/4 and vanishes near the bounds, where a gradient is mostly noise.
 
     Raises:
         UserError: The step size or the damping is out of range.
@@ -301,14 +284,7 @@ class NaturalGradient(PolicyUpdate):
 
 
 def snapshot(module: nn.Module) -> Callable[[], None]:
-    """Copy what a checkpoint would hold of a module.
-
-    Args:
-        module: Has a state of tensors.
-
-    Returns:
-        What puts the copies back, into the same tensors.
-    """
+    """Copy the state of a module, all tensors; calling the result restores it in place."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
@@ -320,4 +296,4 @@ def snapshot(module: nn.Module) -> Callable[[], None]:
 
 
 UpdateFactory = Callable[[MaskPolicy, float, Callable[[], None], StepRule], PolicyUpdate]
-"""Makes an update of a policy, its step size, what projects it, and what the step size means."""
+"""Makes an update from a policy, its step size, its projection and the meaning of the step size."""

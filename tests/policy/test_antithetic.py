@@ -5,7 +5,7 @@ import torch
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import Antithetic
-from pgprune_lightning.policy.estimators.antithetic import antithetic_masks
+from pgprune_lightning.policy.estimators import antithetic_masks
 from tests.exact_estimates import Toy, antithetic_draws, mask_samples, quadratic_toy
 
 S = torch.tensor([0.1, 0.5, 0.7], dtype=torch.float64)

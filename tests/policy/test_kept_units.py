@@ -1,7 +1,7 @@
 import torch
 
 from pgprune_lightning.policy import UnitLayout
-from pgprune_lightning.policy.estimators.control_variates import (
+from pgprune_lightning.policy.control_variates import (
     kept_unit_features,
     unit_loadings,
     unit_slopes,

@@ -16,7 +16,7 @@ from pgprune_lightning.policy import (
     PlainReinforce,
     UnitLayout,
 )
-from pgprune_lightning.policy.estimators.control_variates import kept_unit_features
+from pgprune_lightning.policy.control_variates import kept_unit_features
 from tests.exact_estimates import antithetic_draws, independent_draws, quadratic_toy
 
 SPACE = UnitLayout.build([(0, "kv_group", 1, 7, 0), (0, "mlp_channel", 2, 3, 0)], 100)
@@ -153,7 +153,7 @@ def test_ranks_learn_the_same() -> None:
     alone = prepared(PlainReinforce())
     alone.estimate(TOY.samples(torch.cat([masks_SU, ~masks_SU]), (0, 1)))
     elsewhere = kept_unit_features(SPACE, alone.loadings_U2.double(), (~masks_SU).double() - S)
-    sent = iter([parts[1].losses_S, parts[1].losses_S, elsewhere])
+    sent = iter([parts[1].losses_S, elsewhere])
     shared = prepared(PlainReinforce())
     shared.estimate(parts[0].among_ranks(lambda values: torch.cat([values, next(sent)])))
     torch.testing.assert_close(shared.gram_FF, alone.gram_FF)

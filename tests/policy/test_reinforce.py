@@ -244,7 +244,8 @@ def test_the_baseline_follows_equation_8(options, used, after):
 def test_the_baseline_is_shared_between_ranks_and_the_gradient_is_not():
     together, alone = with_baseline(5.0), with_baseline(5.0)
     everyone = LOSSES[:6]
-    gradient = together.estimate(mask_samples(LOSSES[:2], MASKS[:2], S, all_losses_R=everyone))
+    samples = mask_samples(LOSSES[:2], MASKS[:2], S).among_ranks(lambda _: everyone)
+    gradient = together.estimate(samples)
     assert gradient.equal(alone.estimate(mask_samples(LOSSES[:2], MASKS[:2], S)))
     torch.testing.assert_close(together.baseline, 0.8 * 5.0 + 0.2 * everyone.mean())
 

@@ -1,7 +1,7 @@
-"""Control variates: what is foretold of a loss is subtracted, and another estimator sees the rest.
+"""Control variates: subtract a prediction of each loss, and let another estimator see the rest.
 
-Shapes: S samples of this rank, R samples of all ranks, U units, G groups (one a layer and kind), N
-units of a group, F = 2 G features.
+Shapes: S mask samples of this rank, R those of all ranks, U units, G groups (the units of one kind
+in one layer), N units of a group, F = 2 G features.
 """
 
 # No `from __future__ import annotations`: the command line reads these types.
@@ -9,24 +9,27 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.estimators.estimator import GradientEstimator, MaskSamples
+from pgprune_lightning.policy.estimators import GradientEstimator, MaskSamples
 from pgprune_lightning.policy.unit_layout import UnitLayout
 
 _LEVEL_WINDOW = 5
-LEAST_PROBABILITY = 1e-3
-"""Where logits of probabilities are cut off: at 0 and 1 they are infinite."""
+_LEAST_PROBABILITY = 1e-3  # probabilities are clipped here: at 0 and 1 their logits are infinite
 
 
 class ControlVariate(GradientEstimator):
-    """Lowers the variance of another estimator, which draws the masks and sees what is left.
+    """Lowers the variance of another estimator, which draws the masks.
 
     Args:
-        estimator: The estimator that gets the remaining losses.
+        estimator: The estimator that sees the remaining losses.
+        forgetting: Factor on the weight of past samples in the regression, a step, in (0, 1].
     """
 
-    def __init__(self, estimator: GradientEstimator) -> None:
+    def __init__(self, estimator: GradientEstimator, forgetting: float) -> None:
         super().__init__(estimator.score_scale, estimator.normalization)
+        if not 0 < forgetting <= 1:
+            raise UserError(f"forgetting: must lie in (0, 1], given {forgetting}; 0.99 is usual.")
         self.estimator = estimator
+        self.forgetting = forgetting
 
     @property
     def needs_dense_losses(self) -> bool:
@@ -38,7 +41,7 @@ class ControlVariate(GradientEstimator):
         self.estimator.prepare(space, initial_probabilities_U)
 
     def check_mask_samples(self, num_mask_samples: int, num_texts: int = 1) -> None:
-        """Refuse what the wrapped estimator does. See `GradientEstimator.check_mask_samples`."""
+        """Check for the wrapped estimator. See `GradientEstimator.check_mask_samples`."""
         self.estimator.check_mask_samples(num_mask_samples, num_texts)
 
     def draw(
@@ -47,37 +50,28 @@ class ControlVariate(GradientEstimator):
         """Draw as the wrapped estimator does. See `GradientEstimator.draw`."""
         return self.estimator.draw(keep_probabilities_U, num_masks, generator)
 
-    def _estimate_rest(self, samples: MaskSamples, subtracted_S: Tensor) -> Tensor:
-        """The wrapped estimator's gradient of the losses less something, (U,) float64."""
+    def _estimate_rest(self, samples: MaskSamples, predicted_S: Tensor) -> Tensor:
+        """The wrapped estimator's gradient of the losses minus a prediction, (U,) float64."""
         losses_S = samples.losses_S.detach().double()
-        gradient_U = self.estimator.estimate(samples.with_losses(losses_S - subtracted_S))
-        self.used_baseline.copy_(self.estimator.used_baseline + subtracted_S.mean())
+        gradient_U = self.estimator.estimate(samples.with_losses(losses_S - predicted_S))
+        self.used_baseline.copy_(self.estimator.used_baseline + predicted_S.mean())
         self.baseline.copy_(samples.losses_R.mean())
         return gradient_U
 
 
-def _check_forgetting(forgetting: float) -> None:
-    """Refuse a factor on the weight of past steps that is out of range.
-
-    Raises:
-        UserError: It is not above 0 and at most 1.
-    """
-    if not 0 < forgetting <= 1:
-        raise UserError(f"forgetting: must lie in (0, 1], given {forgetting}; 0.99 is usual.")
-
-
 class DenseLossControlVariate(ControlVariate):
-    """Subtracts from each loss what the dense model's loss on the same text foretells of it.
+    """Subtracts from each loss the part that the dense model's loss on the same text predicts.
 
-    That is c times (dense loss - its mean), with c the slope of a regression of losses on dense
-    losses over past steps. It costs one dense forward pass a step. The dense loss does not depend
-    on the mask, nor c and the mean on the step's own masks, so the expectation stays. Masks of the
-    same text that are compared with one another (`LeaveOneOut`, `Antithetic`) gain nothing.
+    The prediction is c (dense loss - its mean), where c is the slope of a regression of losses on
+    dense losses over past steps. It costs one dense forward pass a step. The dense loss does not
+    depend on the mask, and c and the mean do not depend on the step's own masks, so the expectation
+    stays. Estimators that compare masks of the same text (`LeaveOneOut`, `Antithetic`) gain
+    nothing.
 
     Args:
         estimator: The estimator of the rest, by class_path.
         forgetting: Factor on the weight of past samples in the regression, a step, in (0, 1].
-        shrinkage: Pulls c to 0 while few samples are seen: to half at that many samples.
+        shrinkage: Shrinks c while few samples are seen: to half at this number of samples.
 
     Raises:
         UserError: A number is out of range.
@@ -92,26 +86,24 @@ class DenseLossControlVariate(ControlVariate):
     def __init__(
         self, estimator: GradientEstimator, forgetting: float = 0.98, shrinkage: float = 10.0
     ) -> None:
-        super().__init__(estimator)
-        _check_forgetting(forgetting)
+        super().__init__(estimator, forgetting)
         if not shrinkage >= 0:
             raise UserError(f"shrinkage: must be at least 0 samples, given {shrinkage}.")
-        self.forgetting = forgetting
         self.shrinkage = shrinkage
         self.register_buffer("moments", torch.zeros(5, dtype=torch.float64))
 
     @property
     def needs_dense_losses(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     @property
     def coefficient(self) -> Tensor:
-        """The slope c that the next step uses, a float64 scalar; 0 where nothing is known."""
+        """The slope c of the next step, a float64 scalar; 0 before the first samples."""
         count, dense, loss, dense_dense, dense_loss = self.moments
         scatter = dense_dense - dense.square() / count
         slope = (dense_loss - dense * loss / count) / scatter
-        # One text for all samples has no slope, but a scatter by rounding.
+        # If all samples read one text, the scatter is rounding error.
         known = scatter > 1e-12 * dense_dense
         return torch.where(known, slope * count / (count + self.shrinkage), 0.0)
 
@@ -121,28 +113,25 @@ class DenseLossControlVariate(ControlVariate):
         dense_S = samples.dense_losses_S.double()
         mean = self.moments[1] / self.moments[0].clamp(min=1e-300)
         gradient_U = self._estimate_rest(samples, self.coefficient * (dense_S - mean))
-        self._learn(samples.of_all_ranks(dense_S), samples.losses_R)
-        return gradient_U
-
-    def _learn(self, dense_R: Tensor, losses_R: Tensor) -> None:
+        dense_R, losses_R = samples.of_all_ranks(dense_S), samples.losses_R
         terms = (torch.ones_like(dense_R), dense_R, losses_R, dense_R.square(), dense_R * losses_R)
         self.moments.mul_(self.forgetting).add_(torch.stack(terms).sum(dim=1))
+        return gradient_U
 
 
 class LinearSurrogate(ControlVariate):
     """Subtracts a prediction of each loss from its mask, and adds the prediction's exact gradient.
 
-    The prediction is linear in two features for each layer and kind: the kept units, and the kept
+    The prediction is linear in two features of each layer and kind: the kept units, and the kept
     units weighted by the initial metric. It is a ridge regression on past steps, whose masks say
-    much about few features and little about each of many units. How well it fits changes the
-    variance alone: the expectation stays what the wrapped estimator's is, since the fit never sees
-    the step's own masks.
+    much about few features and little about each of many units. The fit never sees the step's own
+    masks, so it changes only the variance: the expectation is that of the wrapped estimator.
 
     Args:
         estimator: The estimator of the rest, by class_path.
         forgetting: Factor on the weight of past samples in the regression, a step, in (0, 1].
-        ridge: Penalty on the squared coefficients, in samples for each feature, above 0: 1 expects
-            the features to explain about half of the variance over masks.
+        ridge: Penalty on the squared coefficients, in samples for each feature, above 0. The value
+            1 expects the features to explain about half of the variance over masks.
 
     Raises:
         UserError: A number is out of range, or the wrapped estimator is not one of the gradient
@@ -161,8 +150,7 @@ class LinearSurrogate(ControlVariate):
     def __init__(
         self, estimator: GradientEstimator, forgetting: float = 0.99, ridge: float = 1.0
     ) -> None:
-        super().__init__(estimator)
-        _check_forgetting(forgetting)
+        super().__init__(estimator, forgetting)
         if not ridge > 0:
             raise UserError(f"ridge: must be above 0, given {ridge}; 1 is usual.")
         if estimator.score_scale != "variance" or estimator.normalization != "samples":
@@ -171,7 +159,6 @@ class LinearSurrogate(ControlVariate):
                 "another scale with the estimator's options given: leave its score_scale at "
                 "variance and its normalization at samples."
             )
-        self.forgetting = forgetting
         self.ridge = ridge
         self.space: UnitLayout | None = None
 
@@ -182,7 +169,7 @@ class LinearSurrogate(ControlVariate):
         loadings_U2 = unit_loadings(space, initial_probabilities_U.detach())
         num_features = 2 * len(space.groups)
         zero = loadings_U2.new_zeros(())
-        # Single precision halves the checkpoint; only their use must be the same everywhere.
+        # Single precision halves the checkpoint.
         self.register_buffer("loadings_U2", loadings_U2.float())
         self.register_buffer("gram_FF", zero.new_zeros(num_features, num_features))
         self.register_buffer("moment_F", zero.new_zeros(num_features))
@@ -193,15 +180,14 @@ class LinearSurrogate(ControlVariate):
         """Estimate the gradient and update the fit. See `GradientEstimator.estimate`."""
         assert self.space is not None, "prepare() was not called"
         s_U, loadings_U2 = samples.keep_probabilities_U.detach(), self.loadings_U2.double()
-        features_SF = kept_unit_features(
-            self.space, loadings_U2, samples.masks_SU.to(s_U.dtype) - s_U
-        )
+        deviations_SU = samples.masks_SU.to(s_U.dtype) - s_U
+        features_SF = kept_unit_features(self.space, loadings_U2, deviations_SU)
         coefficients_F = self._coefficients()
         gradient_U = self._estimate_rest(samples, features_SF @ coefficients_F)
         slopes_U = unit_slopes(self.space, loadings_U2, coefficients_F)
-        # As in the score: a unit at a bound cannot be drawn otherwise.
+        # As in the score, a unit at a bound has only one possible value.
         gradient_U = gradient_U + torch.where((s_U > 0) & (s_U < 1), slopes_U, 0.0)
-        self._learn(samples.of_all_ranks(features_SF), samples.losses_R, coefficients_F)
+        self._update(samples.of_all_ranks(features_SF), samples.losses_R, coefficients_F)
         return gradient_U
 
     def _coefficients(self) -> Tensor:
@@ -211,8 +197,8 @@ class LinearSurrogate(ControlVariate):
         factor_FF = torch.linalg.cholesky(self.gram_FF + penalty_F.diag())
         return torch.cholesky_solve(self.moment_F[:, None], factor_FF)[:, 0]
 
-    def _learn(self, features_RF: Tensor, losses_R: Tensor, coefficients_F: Tensor) -> None:
-        # The features have no mean, so the level of the losses is no part of the fit: it follows
+    def _update(self, features_RF: Tensor, losses_R: Tensor, coefficients_F: Tensor) -> None:
+        # The features have mean zero, so the level of the losses is not part of the fit. It follows
         # the policy, faster than the coefficients need to.
         level = (losses_R - features_RF @ coefficients_F).mean()
         if self.num_updates == 0:
@@ -224,11 +210,11 @@ class LinearSurrogate(ControlVariate):
 
 
 def unit_loadings(space: UnitLayout, initial_probabilities_U: Tensor) -> Tensor:
-    """What each unit adds to the two features of its group when it is kept.
+    """Compute how much each unit adds to the two features of its group when it is kept.
 
     The features of a group are the number of kept units, and the kept units weighted by the logit
-    of their initial probability, which is their metric. Under the initial policy they have
-    variance 1 and are not correlated, so that one ridge penalty suits all of them.
+    of their initial probability, which is their metric. Under the initial policy both have variance
+    1 and they are uncorrelated, so one ridge penalty suits all features.
 
     Args:
         space: The units.
@@ -237,15 +223,12 @@ def unit_loadings(space: UnitLayout, initial_probabilities_U: Tensor) -> Tensor:
     Returns:
         Loadings, (U, 2) float64; the second is 0 where all logits of a group are equal.
     """
-    loadings = [
-        _group_loadings(space.view(initial_probabilities_U.double(), group.layer, group.kind))
-        for group in space.groups
-    ]
-    return torch.cat(loadings)
+    parts = initial_probabilities_U.double().split([group.count for group in space.groups])
+    return torch.cat([_group_loadings(s_N) for s_N in parts])
 
 
 def _group_loadings(s_N: Tensor) -> Tensor:
-    s_N = s_N.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    s_N = s_N.clamp(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
     variance_N, logit_N = s_N * (1 - s_N), s_N.logit()
     variance = variance_N.sum()
     centred_N = logit_N - (variance_N @ logit_N) / variance
@@ -257,17 +240,8 @@ def _group_loadings(s_N: Tensor) -> Tensor:
 
 
 def kept_unit_features(space: UnitLayout, loadings_U2: Tensor, deviations_SU: Tensor) -> Tensor:
-    """The features of masks, less their expectation.
-
-    Args:
-        space: The units.
-        loadings_U2: `unit_loadings`, (U, 2).
-        deviations_SU: Masks less keep-probabilities, (S, U), in the loadings' type.
-
-    Returns:
-        Features, (S, 2 G), in the loadings' type.
-    """
-    # A product a group instead of one scattered sum, whose order is chance on some devices.
+    """The features, (S, F), of masks: `deviations_SU` are the masks minus their probabilities."""
+    # One product a group: a single scattered sum has no fixed order on some devices.
     features = [
         deviations_SU[:, group.start : group.end] @ loadings_U2[group.start : group.end]
         for group in space.groups
@@ -276,17 +250,8 @@ def kept_unit_features(space: UnitLayout, loadings_U2: Tensor, deviations_SU: Te
 
 
 def unit_slopes(space: UnitLayout, loadings_U2: Tensor, coefficients_F: Tensor) -> Tensor:
-    """What a linear function of the features gains when a unit is kept.
-
-    Args:
-        space: The units.
-        loadings_U2: `unit_loadings`, (U, 2).
-        coefficients_F: Coefficients of the features, (2 G,).
-
-    Returns:
-        Slopes, (U,), in the loadings' type.
-    """
-    # Counts as a tensor would be copied to the device, for which the host waits.
+    """Derivative, (U,), of `kept_unit_features @ coefficients_F` with respect to the mask."""
+    # With the counts in a tensor, the host would wait for the device.
     by_unit_U2 = torch.cat(
         [
             slopes_2.expand(group.count, 2)

@@ -1,4 +1,4 @@
-"""Parameter-exploring policy gradients: logits are drawn, and every sample is a whole mask.
+"""Parameter-exploring policy gradients: moves of logits are drawn, and a sample is a whole mask.
 
 Shapes: U units, G groups (the units of one kind in one layer), F metrics, P moves, R = F + 2 kinds
 of move (offset, slopes, the unit's own), S mask samples, N pairs of them.
@@ -18,7 +18,7 @@ from pgprune_lightning.policy.budgeted_logits import (
     probabilities_on_budget,
 )
 from pgprune_lightning.policy.estimators import GradientEstimator, MaskSamples, PairedEstimator
-from pgprune_lightning.policy.policies.mask_policy import MaskPolicy
+from pgprune_lightning.policy.policies import MaskPolicy, group_of_units, units_of_kinds
 from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 _PROBIT_SLOPE = math.sqrt(8 / math.pi)
@@ -26,14 +26,14 @@ _PROBIT_SLOPE = math.sqrt(8 / math.pi)
 
 
 class PGPE(PairedEstimator):
-    """The gradient of the expected loss by the means of Gaussian moves.
+    """The gradient of the expected loss with respect to the means of Gaussian moves.
 
-    A pair of samples moves by e and by -e, and half the difference of its losses times e is the
-    estimate: what both masks and their text share cancels, and no baseline is needed. Only
-    `PGPEPolicy` has such moves, and no other estimator suits it.
+    The two samples of a pair move by e and by -e; the estimate is half the difference of their
+    losses times e. It needs no baseline: the part of the loss that both masks share cancels. Only
+    `PGPEPolicy` has such moves, and no other estimator works with that policy.
 
     Source: Sehnke et al. 2010, "Parameter-exploring policy gradients", symmetric sampling.
-    Differs: The gradient is by means counted in standard deviations, in nats per token.
+    Differs: The gradient is with respect to means in standard deviations, in nats per token.
     """
 
     drawn_by = "PGPEPolicy"
@@ -46,10 +46,10 @@ class PGPE(PairedEstimator):
         self._moves_NP: Tensor | None = None
 
     def explore(self, num_moves: int, masks_of: Callable[[Tensor], Tensor]) -> None:
-        """Say what is explored, before the first draw.
+        """Connect to the policy, before the first draw.
 
         Args:
-            num_moves: How many numbers are explored (P).
+            num_moves: Number of moves (P).
             masks_of: Makes the masks, (S, U) bool, of moves around the present means, (S, P)
                 float64, in standard deviations.
         """
@@ -59,9 +59,9 @@ class PGPE(PairedEstimator):
     def draw(
         self, keep_probabilities_U: Tensor, num_masks: int, generator: torch.Generator
     ) -> Tensor:
-        """Draw pairs of opposite moves and make their masks. See `GradientEstimator.draw`.
+        """Draw pairs of opposite moves, keep them, and make their masks.
 
-        The moves are remembered until `estimate` is called.
+        See `GradientEstimator.draw`.
         """
         assert num_masks % 2 == 0, num_masks
         assert self._masks_of is not None, "explore has not been called"
@@ -75,13 +75,12 @@ class PGPE(PairedEstimator):
         return self._masks_of(torch.stack([moves_NP, -moves_NP], dim=1).flatten(0, 1))
 
     def estimate(self, samples: MaskSamples) -> Tensor:
-        """Estimate the gradient by the means, (P,) float64. See `GradientEstimator.estimate`."""
+        """Estimate the gradient of the means, (P,) float64. See `GradientEstimator.estimate`."""
         moves_NP, losses_S = self._moves_NP, samples.losses_S.detach().double()
         assert moves_NP is not None, "draw has not been called"
         assert len(losses_S) == 2 * len(moves_NP), (losses_S.shape, moves_NP.shape)
         self._moves_NP = None
-        self.baseline.copy_(samples.losses_R.mean())
-        self.used_baseline.copy_(losses_S.mean())
+        self._note_losses(samples)
         halves_N = (losses_S[0::2] - losses_S[1::2]) / 2
         return halves_N @ moves_NP / len(halves_N)
 
@@ -89,11 +88,11 @@ class PGPE(PairedEstimator):
 class PGPEPolicy(MaskPolicy):
     """Gaussian moves of few numbers for each layer and kind; a sample is a whole mask.
 
-    The logit of a unit is its initial one, plus an offset and slopes on the metrics of its layer
-    and kind, plus, in kinds of few units, a move of its own. All of these are drawn, from Gaussians
-    of fixed width around means that are learned; the mask of a sample keeps the top of the budget.
-    So every mask that is evaluated is one that the run could return. Masks of units drawn one by
-    one are not: they differ most by whether a unit that nothing can replace was dropped by chance.
+    The logit of a unit is its initial logit, plus an offset and slopes times the metrics, shared by
+    its layer and kind, plus, in kinds of few units, a move of its own. All of these are drawn from
+    Gaussians of fixed width around learned means; the mask of a sample keeps the top units of the
+    budget. So the run could return every mask that it evaluates. Masks of units drawn one by one
+    differ most by whether a unit that nothing can replace was dropped by chance.
 
     Its estimator is `PGPE`, and no other. `lr` is in widths of the Gaussian for each nat of half
     the difference of a pair's losses.
@@ -111,8 +110,8 @@ class PGPEPolicy(MaskPolicy):
         UserError: A width is not positive and finite.
 
     Source: Sehnke et al. 2010, "Parameter-exploring policy gradients"; not in the paper.
-    Differs: The widths stay as they are. The probabilities that are shown and saved are about how
-        often a sample keeps each unit.
+    Differs: The widths are fixed. The probabilities that are shown and saved approximate how often
+        a sample keeps each unit.
     """
 
     own_estimator = PGPE
@@ -121,7 +120,7 @@ class PGPEPolicy(MaskPolicy):
     """How far one width of its moves moves a unit, in logits; 0 where it has no such move. In the
     state, since a resumed run has no text to measure metrics on."""
     moves_of_RU: Tensor
-    """Which moves those are."""
+    """Index of each of those moves."""
     group_of_U: Tensor
     lr_factors_P: Tensor
 
@@ -134,11 +133,12 @@ class PGPEPolicy(MaskPolicy):
         own_width: float = 0.6,
     ) -> None:
         super().__init__()
-        for name, width in (
-            ("offset_width", offset_width),
-            ("slope_width", slope_width),
-            ("own_width", own_width),
-        ):
+        widths = {
+            "offset_width": offset_width,
+            "slope_width": slope_width,
+            "own_width": own_width,
+        }
+        for name, width in widths.items():
             if not 0 < width < math.inf:
                 raise UserError(f"model.policy: {name} must be above 0 and finite, given {width}.")
         self.feature_names = ("initial", *features)
@@ -151,12 +151,11 @@ class PGPEPolicy(MaskPolicy):
     def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Number the moves. See `MaskPolicy.prepare`."""
         super().prepare(space, lr_factors)
-        own_units = self._own_units(space)
-        num_groups, num_kinds_of_move = len(space.groups), len(self.feature_names) + 2
-        num_shared = (num_kinds_of_move - 1) * num_groups
-        num_moves = num_shared + len(own_units)
-        counts_G = torch.tensor([group.count for group in space.groups])
-        group_of_U = torch.arange(num_groups).repeat_interleave(counts_G)
+        default = [kind for kind in space.kinds if kind == "kv_group"]
+        own_kinds = default if self.own_kinds is None else self.own_kinds
+        own_units = units_of_kinds(space, own_kinds, "own_kinds")
+        group_of_U, num_groups = group_of_units(space), len(space.groups)
+        num_shared = (len(self.feature_names) + 1) * num_groups
         shared_RU = torch.arange(0, num_shared, num_groups)[:, None] + group_of_U
         own_U = torch.zeros_like(group_of_U)
         own_U[own_units] = num_shared + torch.arange(len(own_units))
@@ -164,8 +163,9 @@ class PGPEPolicy(MaskPolicy):
         widths_RU = torch.zeros(moves_of_RU.shape, dtype=torch.float64)
         widths_RU[0] = self.offset_width
         widths_RU[-1, own_units] = self.own_width
+        self.means = nn.Parameter(torch.zeros(num_shared + len(own_units), dtype=torch.float64))
         # A shared move has the factor of its group's units, which are of one kind.
-        lr_factors_P = torch.ones(num_moves, dtype=torch.float64)
+        lr_factors_P = torch.ones_like(self.means.detach())
         lr_factors_P[shared_RU.flatten()] = self.lr_factors_U.repeat(len(shared_RU))
         lr_factors_P[own_U[own_units]] = self.lr_factors_U[own_units]
         zeros_U = torch.zeros(space.num_units, dtype=torch.float64)
@@ -175,29 +175,15 @@ class PGPEPolicy(MaskPolicy):
         self.register_buffer("moves_of_RU", moves_of_RU, persistent=False)
         self.register_buffer("group_of_U", group_of_U, persistent=False)
         self.register_buffer("lr_factors_P", lr_factors_P, persistent=False)
-        self.means = nn.Parameter(torch.zeros(num_moves, dtype=torch.float64))
 
     def connect(self, estimator: GradientEstimator) -> None:
-        """Let pairs of opposite moves be drawn. See `MaskPolicy.connect`."""
+        """Let the estimator draw moves. See `MaskPolicy.connect`."""
         assert isinstance(estimator, PGPE), estimator
         estimator.explore(len(self.means), self.explored_masks)
 
-    def _own_units(self, space: UnitLayout) -> Tensor:
-        kinds = self.own_kinds
-        if kinds is None:
-            kinds = [kind for kind in space.kinds if kind == "kv_group"]
-        for kind in kinds:
-            if kind not in space.kinds:
-                raise UserError(
-                    f"model.policy: own_kinds: {kind} is not among unit_kinds "
-                    f"[{', '.join(space.kinds)}]."
-                )
-        units = [space.units_of(kind) for kind in kinds]
-        return torch.cat(units) if units else torch.zeros(0, dtype=torch.int64)
-
     @torch.no_grad()
     def take_features(self, features_FU: Tensor, slope: float) -> None:
-        """Start at the first metric, and let slopes move along each. See `MaskPolicy`."""
+        """Start at the first metric, and scale the slopes' moves. See `MaskPolicy`."""
         self.initial_logits_U.copy_(slope * features_FU[0])
         for row, feature_U in enumerate(features_FU, start=1):
             self.widths_RU[row] = self.slope_width * self._standardized(feature_U)
@@ -218,19 +204,19 @@ class PGPEPolicy(MaskPolicy):
 
     @torch.no_grad()
     def start_from(self, probabilities_U: Tensor, feasible_set: FeasibleSet) -> None:
-        """Set the means to zero, where the metrics say. See `MaskPolicy.start_from`."""
+        """Set the means to zero, the point of the metrics. See `MaskPolicy.start_from`."""
         check_no_layer_bounds(feasible_set)
         self.means.zero_()
         self.project(feasible_set, step=0)
 
     def explored_masks(self, noise_SP: Tensor) -> Tensor:
-        """The masks of moves around the means.
+        """Make the masks of moves around the means.
 
         Args:
-            noise_SP: How far to move, (S, P) float64, in widths.
+            noise_SP: Moves, (S, P) float64, in widths.
 
         Returns:
-            (S, U) bool, each the top of the budget.
+            Masks, (S, U) bool; each keeps the top units of the budget.
         """
         assert self._feasible_set is not None, "start_from has not been called"
         means = self.means.detach()
@@ -247,7 +233,7 @@ class PGPEPolicy(MaskPolicy):
 
     @torch.no_grad()
     def project(self, feasible_set: FeasibleSet, step: int) -> None:
-        """Note the budget, and how often samples keep each unit. See `MaskPolicy.project`."""
+        """Keep the budget, and update the probabilities. See `MaskPolicy.project`."""
         del step
         width_U = self.widths_RU.square().sum(dim=0).sqrt()
         logits_U = _PROBIT_SLOPE * self.ranking / width_U
@@ -255,12 +241,12 @@ class PGPEPolicy(MaskPolicy):
         self._feasible_set = feasible_set
 
     def gradient_norm(self, gradient: Tensor) -> Tensor:
-        """By the means, (P,). See `MaskPolicy.gradient_norm`."""
+        """The norm over the means, (P,). See `MaskPolicy.gradient_norm`."""
         norm: Tensor = (gradient * self.lr_factors_P).norm()
         return norm
 
     def step_factors(self) -> list[Tensor]:
-        """Those of the moves' kinds. See `MaskPolicy.step_factors`."""
+        """The factors of the moves' kinds. See `MaskPolicy.step_factors`."""
         return [self.lr_factors_P]
 
     def natural_gradients(self, damping: float) -> list[Tensor | None]:
@@ -270,5 +256,5 @@ class PGPEPolicy(MaskPolicy):
 
     @property
     def ranking(self) -> Tensor:
-        """The logits of the means, (U,) float64."""
+        """The logits at the means, (U,) float64."""
         return self._logits(self.means.detach())
