@@ -13,7 +13,7 @@ from types import ModuleType
 from pgprune_lightning import __version__
 from pgprune_lightning.checkout import research_module
 from pgprune_lightning.credentials import refuse_secrets_in_arguments
-from pgprune_lightning.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from pgprune_lightning.errors import EXIT_USER_ERROR, OptionError, UserError, did_you_mean
 from pgprune_lightning.stop_signals import EXIT_INTERRUPTED
 
 TRAINER_COMMANDS = {
@@ -96,7 +96,8 @@ def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except (UserError, MisconfigurationException) as error:
-        _print_error(str(error))
+        program = error.program if isinstance(error, OptionError) else ""
+        _print_error(f"{error} (all options: {program} --help)" if program else str(error))
         return EXIT_USER_ERROR
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -122,11 +123,11 @@ def _dispatch(arguments: list[str]) -> int:
     if command in OWN_COMMANDS or command in RESEARCH_COMMANDS:
         status: int = command_module(command).main(arguments[1:])
         return status
-    if command not in TRAINER_COMMANDS and not command.startswith("-"):
+    if command not in TRAINER_COMMANDS:
         raise UserError(_unknown(command))
-    from pgprune_lightning.pruning_cli import run_command
+    from pgprune_lightning.run import execute_run
 
-    run_command(arguments)
+    execute_run(arguments[1:], command)  # type: ignore[arg-type]  # it is one of them
     return 0
 
 
@@ -146,6 +147,8 @@ def command_module(command: str) -> ModuleType:
 
 def _unknown(command: str) -> str:
     names = list(COMMANDS)
+    if command.startswith("-"):
+        return "no command is given. Give it first: pgprune fit --config FILE"
     if not command:
         return f"no command is given. Give one of {', '.join(names)} (pgprune --help)."
     hint = did_you_mean(command, names)

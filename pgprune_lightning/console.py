@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NoReturn
 
 import yaml
@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from pgprune_lightning.class_paths import restrict_class_paths
 from pgprune_lightning.credentials import without_secrets
-from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
+from pgprune_lightning.errors import OptionError, UserError
 from pgprune_lightning.masking.frozen_model import quiet_transformers
 from pgprune_lightning.option_messages import INNER, about_group, explain
 
@@ -29,7 +29,6 @@ ADVICE_THAT_DOES_NOT_HOLD = (
     ".*but have no logger configured.*",
     ".*all_gather is deprecated.*",  # Lightning calls it
     ".*when logging on epoch level in distributed setting.*",  # we log what is of all ranks
-    ".*args parameter is intended to run from within Python.*",
     ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks for it
     ".*`srun` command is available on your system but is not used.*",
 )
@@ -38,41 +37,22 @@ ADVICE_THAT_DOES_NOT_HOLD = (
 class OneLineErrorParser(LightningArgumentParser):
     """Says what is wrong in one line, without hundreds of lines of options before it."""
 
-    complete: Callable[[Namespace], None] | None = None
-    """Fills in what a configuration leaves open, before it is written out."""
-
     def __init__(self, *arguments: Any, **options: Any) -> None:
         restrict_class_paths()
         super().__init__(*arguments, **{"allow_abbrev": False} | options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong; of an option of a class, inside the error that names the class."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        text = explain(parser, message)
+        del ex
+        text = explain(self, message)
         if not self.exit_on_error:
             raise argparse.ArgumentError(None, f"{INNER}{text}{INNER}")
-        raise parser.refusal(text)
-
-    def refusal(self, text: str) -> Exception | SystemExit:
-        """What ends the program with status 2, once the error is printed."""
-        commands = self._subcommands_action.choices if self._subcommands_action else ()
-        program = " ".join([self.prog, *[word for word in self.args[:1] if word in commands]])
-        program = program.replace(" [options]", "")
-        print_error(f"{text} (all options: {program} --help)")
-        return SystemExit(EXIT_USER_ERROR)
+        raise OptionError(text, self.prog)
 
     def format_help(self, *arguments: Any) -> str:
         """Name classes as a config does."""
         text: str = super().format_help(*arguments)
         return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text)
-
-    def dump(self, namespace: Namespace, *arguments: Any, **options: Any) -> str:
-        """Write a configuration out, with what it leaves open filled in."""
-        if self.complete is not None:
-            namespace = namespace.clone()
-            self.complete(namespace)
-        text: str = super().dump(namespace, *arguments, **options)
-        return text
 
     def instantiate(self, *arguments: Any, **options: Any) -> Namespace:
         """Make the objects; what one of them refuses is raised as it was, whatever is around it."""
@@ -89,7 +69,7 @@ class OneLineErrorParser(LightningArgumentParser):
         """Parse a configuration, in which a group is no number: it would be passed over."""
         for key, value in _groups_of(content, self.groups or {}):
             if key and isinstance(value, (bool, int, float, list)):
-                raise self.refusal(about_group(self, key, value))
+                raise OptionError(about_group(self, key, value), self.prog)
         return super().parse_string(content, *arguments, **options)
 
 

@@ -18,6 +18,19 @@ class UserError(ValueError):
     """
 
 
+class OptionError(UserError):
+    """An option is not there, or does not take its value.
+
+    Args:
+        message: As of every `UserError`.
+        program: The command that lists all options with `--help`; empty: it is not known.
+    """
+
+    def __init__(self, message: str, program: str = "") -> None:
+        super().__init__(message)
+        self.program = program
+
+
 @contextmanager
 def about(subject: str) -> Iterator[None]:
     """Put what an error is about in front of its message.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ _MISSING = re.compile(r"the following arguments are required: (.+)")
 _LINKED = re.compile(r'Linked "([^"]+)" must be given via "([^"]+)"')
 _LINK_REFUSED = re.compile(r"argument (\S+) --> ([\w.]+): ")
 _NO_VALUE = re.compile(r"argument (?:\S+/)?(\S+): expected (?:one|at least one) argument")
-_NO_COMMAND = re.compile(r'expected "subcommand" to be one of')
 _NO_MAPPING = re.compile(r"Unexpected config: (.*)", re.DOTALL)
 
 _INNER = re.compile(f"{INNER}(.*?){INNER}", re.DOTALL)
@@ -74,8 +72,6 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
         return f"{found[2]}: is set by {found[1]}; check what is given there, and leave it out."
     if found := _NO_VALUE.match(message):
         return f"{found[1]}: needs a value."
-    if _NO_COMMAND.match(message):
-        return "no command is given. Give it first: pgprune fit --config FILE"
     if found := _NO_MAPPING.match(message):
         given = f"given {_plain(found[1])}" if found[1].strip() else "it is empty"
         return f"a config must be a mapping of options to values; {given}."
@@ -153,7 +149,7 @@ def _all_of(parser: argparse.ArgumentParser) -> str:
 
 
 def _missing(parser: argparse.ArgumentParser, keys: list[str]) -> str:
-    names = [_label(parser, re.sub(r"^(?:fit|validate|test)\.", "", key)) for key in keys]
+    names = [_label(parser, key) for key in keys]
     by_file = " Give them by --config FILE." if any("." in name for name in names) else ""
     return f"{', '.join(names)}: missing.{by_file}"
 
@@ -244,19 +240,17 @@ def _loaded(text: str) -> Any:
 
 
 def _names(parser: argparse.ArgumentParser) -> list[str]:
-    """Names of the options, without dashes, those of the commands below the parser included."""
+    """Names of the options, without dashes."""
     return [
         name.removeprefix("--")
-        for each in _parsers(parser)
-        for action in each._actions
+        for action in parser._actions
         for name in action.option_strings
         if name.startswith("--") and not name.endswith((".help", "+")) and name != "--help"
     ]
 
 
 def _action(parser: argparse.ArgumentParser, key: str) -> argparse.Action | None:
-    actions = (action for each in _parsers(parser) for action in each._actions)
-    found = next((action for action in actions if action.dest == key), None)
+    found = next((action for action in parser._actions if action.dest == key), None)
     link: Any = found
     return link.target[1] if hasattr(found, "target") else found
 
@@ -264,7 +258,7 @@ def _action(parser: argparse.ArgumentParser, key: str) -> argparse.Action | None
 def _label(parser: argparse.ArgumentParser, key: str) -> str:
     """An option as its parser's users write it: as a key of a config, or with dashes."""
     action = _action(parser, key)
-    for link in (each for some in _parsers(parser) for each in some._actions):
+    for link in parser._actions:
         if link.dest == key and hasattr(link, "source"):
             return str(link.source[0][0])
     reads_config = any(isinstance(each, ActionConfigFile) for each in parser._actions)
@@ -273,10 +267,3 @@ def _label(parser: argparse.ArgumentParser, key: str) -> str:
     if is_key or action is None or not action.option_strings:
         return key
     return action.option_strings[0]
-
-
-def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.values()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, lazy_instance
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 
 from pgprune_lightning.atomic_write import write_atomically
 
@@ -58,16 +58,20 @@ def fill_in_choices(config: Namespace, trainer: Trainer, pl_module: Any) -> None
         config.trainer.devices = trainer.num_devices
 
 
-class SaveResolvedConfig(SaveConfigCallback):
+class SaveResolvedConfig(Callback):
     """Writes the resolved configuration into the run folder of a fit, once the model is loaded.
 
     Not before: a run that fails on its input leaves a folder in which the next one can start.
-    Lightning's own opens the file before it builds the text; a run killed in between could not be
-    resumed from it. `execution: auto` is decided in the first steps, and then written.
+    `execution: auto` is decided in the first steps, and then written.
+
+    Args:
+        parser: Writes the configuration out.
+        config: The options of the run.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write nothing yet."""
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        self.parser = parser
+        self.config = config
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, and hand the configuration to loggers that show it.
@@ -101,7 +105,7 @@ class SaveResolvedConfig(SaveConfigCallback):
 
     @property
     def _path(self) -> Path:
-        return Path(self.config.run_dir) / self.config_filename
+        return Path(self.config.run_dir) / "config.yaml"
 
     def _write(self) -> None:
         text = self.parser.dump(self.config, skip_unset=False)

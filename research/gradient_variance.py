@@ -12,12 +12,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from pgprune_lightning.comparison.cell_run import CellCLI
+from pgprune_lightning.comparison.cell_run import measure_making
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.comparison.option_check import cell_arguments
-from pgprune_lightning.comparison.repeated_cli import RaisingParser
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.pruning_cli import run_command
+from pgprune_lightning.run import build_run
 
 STAY = 1e-300
 """A step size that is positive, and too small to change any probability."""
@@ -56,22 +55,6 @@ class GradientMoments(Callback):
         return self.squares_U / (self.count - 1)
 
 
-class _StayingCLI(CellCLI):
-    """Runs `fit` with nothing but the moments, and writes nothing."""
-
-    moments: GradientMoments
-
-    def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Put the moments in place of everything that observes and saves."""
-        trainer = super().instantiate_trainer(**options)
-        self.moments = GradientMoments()
-        trainer.callbacks = [self.making, self.moments]  # type: ignore[attr-defined]
-        return trainer
-
-    def _writes_run(self) -> bool:
-        return False
-
-
 def gradient_variance(experiment: Experiment) -> dict[str, dict[str, float]]:
     """Measure every row of an experiment at its start, each step with its own text and masks.
 
@@ -105,12 +88,13 @@ def _measured(arguments: list[str], seed: int) -> dict[str, float]:
         *(f"--seed_everything={seed}", f"--model.lr={STAY}", "--model.lr_schedule=constant"),
         *("--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=0"),
     ]
-    cli = run_command(["fit", *arguments, *own], _StayingCLI, RaisingParser)
-    assert isinstance(cli, _StayingCLI)
-    cli.making.stop()
-    s_U = cli.model.policy.keep_probabilities.detach().cpu()
-    passes = cli.making.counter.passes["training"] / cli.trainer.global_step
-    return _summary(cli.moments, s_U, passes)
+    moments = GradientMoments()  # in place of everything that observes and saves
+    module, data, trainer, making = measure_making(build_run([*arguments, *own]), moments)
+    trainer.fit(module, datamodule=data)
+    making.stop()
+    s_U = module.policy.keep_probabilities.detach().cpu()
+    passes = making.counter.passes["training"] / trainer.global_step
+    return _summary(moments, s_U, passes)
 
 
 def _summary(moments: GradientMoments, s_U: Tensor, passes: float) -> dict[str, float]:

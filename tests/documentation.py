@@ -62,15 +62,10 @@ def options_in(span: str) -> list[str]:
 def parser_of(command: str) -> Any:
     """The parser of a command."""
     if command in LIGHTNING_COMMANDS:
-        return _fit_parser()._subcommands_action._name_parser_map[command]
+        from pgprune_lightning.run import run_parser
+
+        return run_parser(command)
     return getattr(command_module(command), f"{command}_parser")()
-
-
-@cache
-def _fit_parser() -> Any:
-    from pgprune_lightning.comparison.repeated_cli import fit_parser
-
-    return fit_parser()
 
 
 def options_of(command: str) -> set[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.class_paths import PLUGINS
-from pgprune_lightning.comparison.repeated_cli import fit_parser
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.run import run_parser
 from tests.tiny_commands import TinyCommand, refused
 from tests.tiny_experiments import Compare
 
@@ -50,10 +50,10 @@ def evil_module(
 
 def test_a_module_that_a_config_names_is_not_imported(evil_module: tuple[str, Path]) -> None:
     name, mark = evil_module
-    parser = fit_parser()
+    parser = run_parser()
     for option in NAMES_A_CLASS:
         with pytest.raises(UserError, match=rf"{name}\.") as refusal:
-            parser.parse_args(["fit", option.format(name)])
+            parser.parse_args([option.format(name)])
         assert str(refusal.value).startswith(
             option[2:].partition("=")[0].removesuffix(".class_path")
         )

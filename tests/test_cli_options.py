@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.cli import COMMANDS, main
-from pgprune_lightning.pruning_cli import PruningCLI
+from pgprune_lightning.run import run_parser
 
 TEXT_SOURCE = """path label name split data_files revision field local_copy join
     document_separator part num_blocks spaced_punctuation optional"""
@@ -59,29 +59,18 @@ UNITS = {
 }
 
 
-class ParserIsMade(Exception):  # noqa: N818 - a signal, no error
-    """Stops the command line before it parses."""
-
-
-@pytest.fixture
-def help_by_option(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def help_by_option() -> dict[str, str]:
     """What `fit --help` says of each option that is not Lightning's."""
-    parsers: list[Any] = []
-
-    def keep_parser(self: PruningCLI, parser: Any, args: Any) -> None:
-        parsers.append(self._subcommand_parsers["fit"])
-        raise ParserIsMade
-
-    monkeypatch.setattr(PruningCLI, "parse_arguments", keep_parser)
-    with pytest.raises(ParserIsMade):
-        main(["fit"])
-    return dict(_options(parsers[0]))
+    return dict(_options(run_parser()))
 
 
 def _options(parser: Any) -> Iterator[tuple[str, str]]:
     for action in parser._actions:
         is_ours = not action.dest.startswith("trainer.")
-        is_value = action.dest != "print_config" and not action.dest.endswith("help")
+        is_value = action.dest not in ("print_config", "print_shtab") and not action.dest.endswith(
+            "help"
+        )
         is_group = action.help == "Path to a configuration file."
         if is_ours and is_value and not is_group and action.option_strings[0].startswith("-"):
             yield action.dest, action.help or ""
@@ -131,6 +120,7 @@ def test_help_and_version_import_no_library() -> None:
         ("fitt", "there is no command fitt. Did you mean fit?"),
         ("exprot", "there is no command exprot. Did you mean export?"),
         ("xyzzy", "there is no command xyzzy. Commands: fit, validate, test, report,"),
+        ("--config a.yaml fit", "no command is given. Give it first: pgprune fit --config FILE"),
         ("", "no command is given. Give one of fit, validate, test, report,"),
     ],
 )

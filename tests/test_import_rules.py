@@ -26,7 +26,7 @@ def guarded(name, globals=None, locals=None, fromlist=(), level=0):
 
 builtins.__import__ = guarded
 import pgprune_lightning.__main__
-import pgprune_lightning.pruning_cli
+import pgprune_lightning.run
 from pgprune_lightning.cli import OWN_COMMANDS, RESEARCH_COMMANDS, command_module
 
 for command in (*OWN_COMMANDS, *RESEARCH_COMMANDS):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pgprune_lightning import pruning_cli
+from pgprune_lightning import run
 from pgprune_lightning.cli import main
 from pgprune_lightning.commands import finetune
 from tests.held_outputs import Hold, traces
@@ -19,7 +19,7 @@ IN_USE = ("in use by process", "Wait until it has ended")
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pruning_cli, finetune):
+    for module in (run, finetune):
         monkeypatch.setattr(module, "SECONDS_TO_WAIT", 0.1)
 
 

@@ -10,10 +10,8 @@ from jsonargparse import ArgumentParser
 
 from pgprune_lightning.benchmark import Workload
 from pgprune_lightning.benchmark.learning import Learning
-from pgprune_lightning.comparison.repeated_cli import fit_parser
-from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.resolved_config import plain
+from pgprune_lightning.run import resolve_config
 from pgprune_lightning.training.execution_choice import ExecutionName
 
 
@@ -71,8 +69,7 @@ def choose(given: Any) -> Choice:
 
 def _recipe(files: Sequence[str]) -> Choice:
     configs = [part for file in files for part in ("--config", file)]
-    recipe = fit_parser().parse_args(["fit", *configs]).fit
-    refuse_secrets(plain(recipe.as_dict()))
+    recipe = resolve_config(configs)
     workload = Workload(
         batch_size=recipe.data.batch_size,
         block_length=recipe.data.block_length,

@@ -17,14 +17,13 @@ from pgprune_lightning.comparison.experiment import (
 )
 from pgprune_lightning.comparison.experiment_file import folder_name
 from pgprune_lightning.comparison.option_check import cell_arguments, check_config
-from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.initial_policy import METRICS
 from pgprune_lightning.masking.frozen_model import load_model_config
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.positions import check_lengths
-from pgprune_lightning.pruning_cli import run_command
 from pgprune_lightning.resolved_config import plain
+from pgprune_lightning.run import Command, build_run, resolve_config
 from pgprune_lightning.training import PolicyGradientPruning
 
 
@@ -66,28 +65,6 @@ def module_class(kind: MethodKind) -> type[PolicyGradientPruning]:
     return pruning
 
 
-class _CheckedCLI(RepeatedCLI):
-    """Builds everything that `fit` builds before it loads a model, and stops."""
-
-    @staticmethod
-    def check(config: Any) -> None:
-        """Check what a comparison asks besides, before anything is built."""
-        RepeatedCLI.check(config)
-        check_config(config)
-
-    def _writes_run(self) -> bool:
-        return False
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Check what is else found only when the run begins."""
-        if subcommand != "fit":
-            return
-        self.model.budgets.check_length(self.trainer.max_steps)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, callbacks.MaskCheckpoint):
-                callback.setup(self.trainer, self.model, subcommand)
-
-
 def cells_of(experiment: Experiment, output: Path) -> list[Cell]:
     """All cells, setting by setting, then method by method.
 
@@ -103,7 +80,8 @@ def cells_of(experiment: Experiment, output: Path) -> list[Cell]:
         try:
             cells += _cells(experiment, setting, method, output)
         except UserError as error:
-            raise UserError(f"settings.{setting}, methods.{method}: {error}") from error
+            wrong = str(error).removeprefix("config: ")
+            raise UserError(f"settings.{setting}, methods.{method}: {wrong}") from error
     return cells
 
 
@@ -142,12 +120,17 @@ def _lengths(experiment: Experiment, finetune: FinetuneOptions | None) -> dict[s
 
 
 def _checked_config(kind: MethodKind, arguments: list[str]) -> dict[str, Any]:
-    """The resolved options of a cell."""
-    subcommand = "fit" if kind in LEARNING_KINDS else "validate"
-    # The recipe's own folder may hold a run, which is none of our business.
-    run = [subcommand, *arguments, "--existing_run=move_aside"]
-    cli = run_command(run, _CheckedCLI, RaisingParser, module_class(kind))
-    config: dict[str, Any] = plain(cli.config[subcommand].as_dict())
+    """The resolved options of a cell, with which everything before the model can be built."""
+    command: Command = "fit" if kind in LEARNING_KINDS else "validate"
+    options = resolve_config(arguments, command, module_class(kind))
+    check_config(options)
+    module, _, trainer = build_run(options, command, module_class(kind))
+    if command == "fit":  # what is else found only when the run begins
+        module.budgets.check_length(trainer.max_steps)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.MaskCheckpoint):
+                callback.setup(trainer, module, command)
+    config: dict[str, Any] = plain(options.as_dict())
     return config
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from pgprune_lightning.checkout import research_module
 from pgprune_lightning.comparison.cell import Cell, module_class
 from pgprune_lightning.comparison.cell_folder import CellResult
-from pgprune_lightning.comparison.cell_run import ANY_START, CellCLI, run_fit, run_start
+from pgprune_lightning.comparison.cell_run import ANY_START, MeasuredRun, run_fit, run_start
 from pgprune_lightning.comparison.experiment import Experiment, FinetuneOptions
 from pgprune_lightning.comparison.measurement import measure, time_passes
 from pgprune_lightning.comparison.tuning import tune
@@ -32,7 +32,7 @@ class _Pruned:
     """What a method has made.
 
     Args:
-        cli: The command line that it was made by.
+        made: The run that it was made by.
         meter: What that took.
         opened: Gives the pruned model, masked or cut, for the length of a `with` block.
         cut: Gives the model of the pruned model's size; where nothing is pruned, the dense one.
@@ -41,7 +41,7 @@ class _Pruned:
         details: More that the result is to say.
     """
 
-    cli: CellCLI
+    made: MeasuredRun
     meter: ResourceMeter
     opened: AbstractContextManager[PreTrainedModel]
     cut: Callable[[], PreTrainedModel]
@@ -68,8 +68,8 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
     pruned = _MAKERS[cell.kind](cell)
     if pruned.plan is not None:
         pruned.plan.save(cell.folder / PLAN_FOLDER)
-    cli = pruned.cli
-    masked_model = cli.model.masked_model
+    made = pruned.made
+    masked_model = made.module.masked_model
     measured = _measured(pruned, cell.finetune, experiment)
     dense_parameters = masked_model.space.total_parameters
     return {
@@ -83,22 +83,22 @@ def compute_cell(cell: Cell, experiment: Experiment) -> CellResult:
         "seconds": pruned.meter.seconds,
         "peak_memory_bytes": pruned.meter.peak_memory_bytes,
         "memory_before_bytes": pruned.meter.memory_before_bytes,
-        "text": cli.datamodule.test[0].title,
+        "text": made.data.test[0].title,
         "base_model": masked_model.base_model.source,
         "max_positions": max_positions(masked_model.config),
         **pruned.details,
-        "provenance": provenance(cli.device),
+        "provenance": provenance(made.device),
     }
 
 
 def _measured(
     pruned: _Pruned, finetune: FinetuneOptions | None, experiment: Experiment
 ) -> dict[str, Any]:
-    data = pruned.cli.datamodule
+    data = pruned.made.data
     tuned: PreTrainedModel | None = None
     tuning: dict[str, Any] = {}
     if finetune is not None:
-        dense = pruned.cli.model.masked_model.model
+        dense = pruned.made.module.masked_model.model
         tuned, tuning = tune(pruned.cut(), dense, data.load_tokenizer(), finetune)
     with pruned.opened if tuned is None else nullcontext(tuned) as model:
         measured = measure(model, data, experiment)
@@ -108,71 +108,71 @@ def _measured(
 
 
 def _dense(cell: Cell) -> _Pruned:
-    cli = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
-    cli.making.stop()
-    masked_model = cli.model.masked_model
+    made = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
+    made.making.stop()
+    masked_model = made.module.masked_model
     meter = ResourceMeter()
-    meter.start(cli.device)
+    meter.start(made.device)
     meter.stop()
     return _Pruned(
-        cli,
+        made,
         meter,
         opened=nullcontext(masked_model.model),
         cut=lambda: masked_model.model,
         parameters=masked_model.space.total_parameters,
-        details={"passes": cli.making.counter.passes},
+        details={"passes": made.making.counter.passes},
     )
 
 
 def _metric(cell: Cell) -> _Pruned:
-    cli = run_start([*cell.arguments], cell.folder / RUN_FOLDER, cell.seed)
-    plan = cli.model.current_plan()
-    cli.making.stop()
-    return _masked(cli, plan, {})
+    made = run_start([*cell.arguments], cell.folder / RUN_FOLDER, cell.seed)
+    plan = made.module.current_plan()
+    made.making.stop()
+    return _masked(made, plan, {})
 
 
 def _learned(cell: Cell) -> _Pruned:
     run_dir = cell.folder / RUN_FOLDER
-    cli = run_fit([*cell.arguments], run_dir, cell.seed, module_class(cell.kind))
-    cli.making.stop()
+    made = run_fit([*cell.arguments], run_dir, cell.seed, module_class(cell.kind))
+    made.making.stop()
     plan = PruningPlan.load(run_dir / "plans" / "best")
     details = {
-        "steps": cli.trainer.global_step,
+        "steps": made.trainer.global_step,
         "learned_at_step": plan.step,
         "validation_perplexity": plan.validation["perplexity"],
     }
-    return _masked(cli, plan, details)
+    return _masked(made, plan, details)
 
 
-def _masked(cli: CellCLI, plan: PruningPlan, details: dict[str, Any]) -> _Pruned:
-    masked_model = cli.model.masked_model
+def _masked(made: MeasuredRun, plan: PruningPlan, details: dict[str, Any]) -> _Pruned:
+    masked_model = made.module.masked_model
     return _Pruned(
-        cli,
-        cli.making.meter,
+        made,
+        made.making.meter,
         opened=masked_model.masked(plan.mask_U),
         cut=partial(cut_model, masked_model.model, plan.space, plan.mask_U),
         parameters=plan.kept_parameters,
         plan=plan,
         details=details
-        | {"unit_kinds": list(plan.space.kinds), "passes": cli.making.counter.passes},
+        | {"unit_kinds": list(plan.space.kinds), "passes": made.making.counter.passes},
     )
 
 
 def _slicegpt(cell: Cell) -> _Pruned:
     """Slice to as many parameters as a mask of the same budget keeps."""
-    cli = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
-    cli.making.stop()
-    module, data = cli.model, cli.datamodule
+    made = run_start([*cell.arguments, *ANY_START], cell.folder / RUN_FOLDER, cell.seed)
+    made.making.stop()
+    module, data = made.module, made.data
     text = data.calibration_batches(module.initialization.num_blocks, data.batch_size)
     meter = ResourceMeter()
-    meter.start(cli.device)
-    batches = [batch_BT.to(cli.device) for batch_BT in text]
+    meter.start(made.device)
+    batches = [batch_BT.to(made.device) for batch_BT in text]
     budget = module.space.kept_parameters(module.current_mask())
     sliced = research_module("slicegpt").slice_model(module.masked_model.model, batches, budget)
     meter.stop()
     details = {"width": sliced.width}
     return _Pruned(
-        cli,
+        made,
         meter,
         opened=nullcontext(sliced.model),
         cut=lambda: sliced.model,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
 import callbacks
-from pgprune_lightning.comparison.repeated_cli import RaisingParser, RepeatedCLI
+from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.evaluation.pass_counter import PassCounter
 from pgprune_lightning.evaluation.resources import ResourceMeter
 from pgprune_lightning.masking.frozen_model import resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
-from pgprune_lightning.pruning_cli import run_command
+from pgprune_lightning.run import Run, execute_run, remove_callbacks
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoints import CHECKPOINTS, took_steps
 
@@ -86,45 +86,54 @@ class MakingOfMask(Callback):
         self.counter.detach()
 
 
-class CellCLI(RepeatedCLI):
-    """The command line of one cell."""
+class MeasuredRun(NamedTuple):
+    """A run that has made a mask, and what that took.
 
+    Args:
+        module: Its module, with the model loaded.
+        data: Its data module.
+        trainer: Its Trainer.
+        making: What the mask took.
+    """
+
+    module: PolicyGradientPruning
+    data: TokenBlocksDataModule
+    trainer: Trainer
     making: MakingOfMask
-
-    def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Put the measurement first, and leave out the report, whose numbers are not looked at."""
-        trainer = super().instantiate_trainer(**options)
-        self.making = MakingOfMask()
-        others: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
-        kept = [other for other in others if not isinstance(other, callbacks.OutcomeReport)]
-        trainer.callbacks = [self.making, *kept]  # type: ignore[attr-defined]
-        return trainer
-
-    def after_instantiate_classes(self) -> None:
-        """Load the model before anything is measured; the run will find it."""
-        super().after_instantiate_classes()
-        device = self.device
-        model = open_frozen_model(
-            self.model.source,
-            dtype=resolve_dtype(self.model.model_dtype, device),
-            device=device,
-            attention=self.model.attention,
-        )
-        self.making.counter.attach(model)
-
-    def before_fit(self) -> None:
-        """Measure the start anew at each try, since its time and passes are a cell's result."""
-        super().before_fit()
-        self.model.start_folder = None
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        device: torch.device = self.trainer.strategy.root_device
-        return device
+        return self.trainer.strategy.root_device
 
 
-def run_start(arguments: list[str], run_dir: Path, seed: int) -> CellCLI:
+def measure_making(run: Run, *observers: Callback) -> MeasuredRun:
+    """Put the measurement first among a run's callbacks, and load its model before that begins.
+
+    The report is left out, whose numbers are not looked at.
+
+    Args:
+        run: The run, which has not begun.
+        observers: Callbacks that take the place of all others.
+    """
+    making, trainer = MakingOfMask(), run.trainer
+    remove_callbacks(trainer, Callback if observers else callbacks.OutcomeReport)
+    trainer.callbacks[:0] = [making, *observers]  # type: ignore[attr-defined]
+    device = trainer.strategy.root_device
+    module = run.module
+    model = open_frozen_model(  # the run will find it
+        module.source,
+        dtype=resolve_dtype(module.model_dtype, device),
+        device=device,
+        attention=module.attention,
+    )
+    making.counter.attach(model)
+    # Its time and passes are a cell's result: the start is measured anew at each try.
+    module.start_folder = None
+    return MeasuredRun(*run, making)
+
+
+def run_start(arguments: list[str], run_dir: Path, seed: int) -> MeasuredRun:
     """Set everything up as `fit` would, take the first mask and no step.
 
     Args:
@@ -133,14 +142,16 @@ def run_start(arguments: list[str], run_dir: Path, seed: int) -> CellCLI:
         seed: Seed of the order of the text, and of a random start.
     """
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--trainer.limit_val_batches=0"]
-    cli = run_command(["validate", *arguments, *own], CellCLI, RaisingParser)
-    assert isinstance(cli, CellCLI)
-    return cli
+    measured: list[MeasuredRun] = []
+    execute_run(
+        [*arguments, *own], "validate", prepare=lambda run: measured.append(measure_making(run))
+    )
+    return measured[0]
 
 
 def run_fit(
     arguments: list[str], run_dir: Path, seed: int, module_class: type[PolicyGradientPruning]
-) -> CellCLI:
+) -> MeasuredRun:
     """Run a whole `fit`, from its last checkpoint on where an earlier try has left one.
 
     A try that took no step is started again in its own folder; one whose checkpoints are gone is
@@ -155,6 +166,8 @@ def run_fit(
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--existing_run=move_aside"]
     if any((run_dir / CHECKPOINTS).glob("*.ckpt")) or not took_steps(run_dir):
         own.append("--resume=auto")
-    cli = run_command(["fit", *arguments, *own], CellCLI, RaisingParser, module_class)
-    assert isinstance(cli, CellCLI)
-    return cli
+    measured: list[MeasuredRun] = []
+    execute_run(
+        [*arguments, *own], "fit", module_class, lambda run: measured.append(measure_making(run))
+    )
+    return measured[0]

@@ -12,8 +12,8 @@ from pgprune_lightning.comparison.experiment import (
     FinetuneOptions,
     LatencyOptions,
 )
-from pgprune_lightning.comparison.repeated_cli import RaisingParser
 from pgprune_lightning.comparison.yaml_values import choice, integers, mapping, text, texts
+from pgprune_lightning.console import OneLineErrorParser
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import ZERO_SHOT_TASKS, ZeroShotTask
 from pgprune_lightning.finetuning import ALPACA, LoraOptions
@@ -47,7 +47,7 @@ def read_finetune(value: Any) -> FinetuneOptions | None:
     names = ("records", *LoraOptions.__dataclass_fields__)
     given = dict(mapping(value, "finetune", names))
     records = text(given.pop("records", ALPACA), "finetune.records")
-    parser = RaisingParser()
+    parser = OneLineErrorParser()
     parser.add_class_arguments(LoraOptions, "finetune")
     lora = parser.parse_object({"finetune": given}).finetune.as_dict()
     if lora["target_modules"] is not None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from pgprune_lightning.cli import main
-from research.gradient_variance import STAY, GradientMoments, _StayingCLI
+from pgprune_lightning.run import Run
+from research import gradient_variance
+from research.gradient_variance import STAY, GradientMoments
 from tests.tiny_commands import TinyCommand
 
 
@@ -34,8 +36,14 @@ def test_every_row_is_measured_where_it_starts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    runs: list[Any] = []
-    monkeypatch.setattr(_StayingCLI, "after_fit", lambda self: runs.append(self), raising=False)
+    runs: list[Run] = []
+    build_run = gradient_variance.build_run
+
+    def kept(arguments: list[str]) -> Run:
+        runs.append(build_run(arguments))
+        return runs[-1]
+
+    monkeypatch.setattr(gradient_variance, "build_run", kept)
     plain = {"model.estimator": {"class_path": "pgprune_lightning.policy.PlainReinforce"}}
     many = {"model.num_mask_samples": 8}
     path = experiment_file(
@@ -61,8 +69,8 @@ def test_every_row_is_measured_where_it_starts(
     assert rows["average"]["passes_per_step"] == 2 * 2 * 16 / 1024
     assert rows["many"]["passes_per_step"] == 8 * 2 * 16 / 1024
 
-    policies = [run.model.policy.keep_probabilities.detach() for run in runs]
-    assert all(run.model.lr == STAY for run in runs)
+    policies = [run.module.policy.keep_probabilities.detach() for run in runs]
+    assert all(run.module.lr == STAY for run in runs)
     assert len(policies) == 3
     assert torch.equal(policies[0], policies[1])
     assert not (tiny_command.run_dir).exists(), "nothing is written"

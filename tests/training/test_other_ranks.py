@@ -33,12 +33,12 @@ WHAT_TO_DO = ("Another rank has failed or was killed", "start all ranks again wi
 
 def _fits_of_a_rank(rank: int, config: str, said: str, owner: int) -> None:
     """Refused where a process owns the folder; then one in which rank 1 is killed at a step."""
-    from pgprune_lightning import pruning_cli
+    from pgprune_lightning import run
     from pgprune_lightning.cli import main
     from pgprune_lightning.training import PolicyGradientPruning
 
     os.environ["TORCHELASTIC_RUN_ID"] = "test"
-    pruning_cli.SECONDS_TO_WAIT = 0.1
+    run.SECONDS_TO_WAIT = 0.1
     training_step = PolicyGradientPruning.training_step
 
     def step(self: PolicyGradientPruning, batch: Any, batch_idx: int) -> Any:
