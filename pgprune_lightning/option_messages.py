@@ -30,7 +30,9 @@ INNER = "\N{INVISIBLE SEPARATOR}"
 """Around what is said of an option of a class, inside the error of the option that names it."""
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.+)", re.DOTALL)
-_UNKNOWN_KEY = re.compile(r"(?:.* does not accept option|Option) '([^']+)'.*", re.DOTALL)
+_UNKNOWN_KEY = re.compile(
+    r"(?:Group '([^']+)' does not accept option|Option) '([^']+)'.*", re.DOTALL
+)
 _VALUE = re.compile(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', re.DOTALL)
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _LINKED = re.compile(r'Linked "([^"]+)" must be given via "([^"]+)"')
@@ -61,7 +63,7 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
     if found := _UNKNOWN.fullmatch(message):
         return _unknown_arguments(parser, found[1].split())
     if found := _UNKNOWN_KEY.fullmatch(message):
-        return _no_option(parser, found[1])
+        return _no_option(parser, ".".join(filter(None, found.groups())))
     if found := _VALUE.fullmatch(message):
         return _wrong_value(parser, found[1], found[2])
     if found := _MISSING.fullmatch(message):
