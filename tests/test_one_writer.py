@@ -72,6 +72,7 @@ COMMANDS = {
     "finetune": ("--model", "nowhere"),
     "finetune --resume": ("--model", "nowhere", "--resume", "auto"),
     "evaluate": ("--model", "nowhere"),
+    "report": ("nowhere", "--existing", "replace"),
     "bench": ("--shape", "smollm2-135m"),
     "compare": ("--config", "EXPERIMENT"),
     "study": ("--recipes", "EXPERIMENT"),
@@ -88,7 +89,7 @@ def test_other_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "results" / "first.json"
-    if command in ("evaluate", "bench", "variance"):
+    if command in ("evaluate", "bench", "report", "variance"):
         output.parent.mkdir()
         output.write_text("{}")
     else:

@@ -1,1 +1,1 @@
-"""What runs have shown, as one page that opens anywhere, and as pictures on dashboards."""
+"""Shows runs on one HTML page, and their policies as pictures on a W&B dashboard."""

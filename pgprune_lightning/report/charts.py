@@ -1,7 +1,7 @@
-"""Charts of a report, as SVG inside the page, by matplotlib.
+"""The charts of a report: lines, heat maps of keep-probabilities, bars of sparsity by layer.
 
-matplotlib writes the light theme's colours. The page's style sheet has each of them as a variable,
-so `_svg` puts the variables in their place, and charts follow the reader's theme.
+matplotlib draws them as SVG in the light theme's colours. `_svg` replaces each colour by its
+variable in `templates/style.css`, so that a chart follows the theme of its reader.
 
 Shapes: U units, N units of one layer and kind.
 """
@@ -12,9 +12,9 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from markupsafe import Markup, escape
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pgprune_lightning.number_text import plain_text, share_text
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy.unit_layout import UnitKind
+from pgprune_lightning.policy import UnitKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,13 +41,12 @@ HEAT = (
     *("#5591c0", "#3a78ae", "#255f99", "#154780", "#082f63"),
 )
 """From little to much."""
-
 VARIABLES = {
     **{INK: "--ink", SOFT: "--soft", LINE: "--line", PAPER: "--paper"},
     **{colour: f"--s{index}" for index, colour in enumerate(LINES)},
     **{colour: f"--h{index}" for index, colour in enumerate(HEAT)},
 }
-"""Colours of the light theme, and what templates/style.css calls them."""
+"""The names that templates/style.css gives to the colours of the light theme."""
 
 KIND_NAMES: dict[UnitKind, str] = {
     "kv_group": "KV groups",
@@ -58,15 +57,15 @@ KIND_NAMES: dict[UnitKind, str] = {
 }
 
 SIZE = (5.2, 3.0)
-"""Width and height of a chart, in inches; the page scales it to its column."""
+"""Width and height of a chart in inches; the page scales it to its column."""
 LOGARITHMIC_FROM = 8.0
-"""A logarithmic axis shows more than a linear one where values differ by more than this factor."""
+"""The axis is logarithmic if the values differ by more than this factor."""
 MOST_POINTS = 160
 MOST_ROWS = 40
 MOST_SINGLE_UNITS = 40
 NUM_BINS = 20
 
-_numbers_of_charts = count()
+_chart_numbers = count()
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class Table:
 
     Args:
         head: Names of the columns.
-        rows: Cells; the first of a row names it.
-        words: Columns of text, which are aligned left; the others hold numbers.
-        chosen: Rows to stress.
+        rows: Cells; the first cell of a row is its name.
+        words: Indices of the columns of text, aligned left; the others hold numbers.
+        chosen: Indices of the rows in bold.
     """
 
     head: Sequence[Any]
@@ -91,11 +90,11 @@ class Chart:
     """A drawn chart.
 
     Args:
-        title: What is shown.
+        title: Its title.
         svg: The drawing.
-        numbers: What is drawn, as a table.
-        legend: (name, CSS colour, dashed) of each line, where there are several.
-        note: A remark.
+        numbers: The drawn values as a table.
+        legend: (name, CSS colour, dashed) of each line, if there are several.
+        note: A remark under the title.
     """
 
     title: str
@@ -105,15 +104,14 @@ class Chart:
     note: str | None = None
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """One line of a chart.
 
     Args:
         label: Its name in the legend.
         points: (x, y), ascending in x, all finite.
-        style: Its colour, from 0; above the number of colours they repeat, dashed.
-        with_range: Show the range of the points that were averaged behind the line.
+        style: Index of its colour; past the last colour they repeat, dashed.
+        with_range: Shade the range of the points that one drawn point averages.
     """
 
     label: str
@@ -121,131 +119,81 @@ class Series:
     style: int = 0
     with_range: bool = False
 
-    @property
-    def colour(self) -> str:
-        """The line's colour in the light theme."""
-        return LINES[self.style % len(LINES)]
 
-    @property
-    def is_dashed(self) -> bool:
-        """Whether the colours have repeated."""
-        return self.style >= len(LINES)
-
-
-@dataclass(frozen=True)
-class LineChart:
-    """Some series over one axis.
+def line_chart(
+    title: str,
+    y_label: str,
+    series: Sequence[Series],
+    *,
+    x_label: str = "step",
+    shares: bool = False,
+    spot: tuple[Point, str] | None = None,
+    note: str | None = None,
+) -> Chart | None:
+    """Draw lines over a common axis.
 
     Args:
-        title: What is shown.
-        y_label: What the values are, with their unit.
-        series: Empty ones are left out.
-        x_label: What is along the bottom.
-        percent: Values are shares.
-        from_zero: The axis begins at zero.
-        spots: Single points with a name, such as the best.
+        title: The chart's title.
+        y_label: Name of the values, or their unit.
+        series: The lines; those without points are left out.
+        x_label: Name of the horizontal axis.
+        shares: The values are shares: in percent, on an axis that begins at zero.
+        spot: A point to mark, such as the best, and its name.
         note: A remark.
-    """
-
-    title: str
-    y_label: str
-    series: Sequence[Series]
-    x_label: str = "step"
-    percent: bool = False
-    from_zero: bool = False
-    spots: Sequence[tuple[Point, str, int]] = field(default=())
-    note: str | None = None
-
-    def draw(self) -> Chart | None:
-        """Draw it; None without any point."""
-        shown = [series for series in self.series if series.points]
-        if not shown:
-            return None
-        with _new_figure(SIZE) as (figure, axes):
-            # Scaled by the means of averaged points: single wild steps would flatten the lines.
-            values = [y for (_, y), _, _ in self.spots]
-            for series in shown:
-                values += _plot(axes, series)
-            _scale(axes, values, from_zero=self.from_zero)
-            for (x, y), name, style in self.spots:
-                _spot(axes, x, y, name, LINES[style])
-            axes.set_xlabel(self.x_label)
-            axes.set_title(self.y_label, loc="left")
-            if self.percent:
-                axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-            axes.grid(axis="y", color=LINE)
-            svg = _svg(figure, self._description(shown))
-        legend = []
-        if len(shown) > 1:
-            legend = [(s.label, f"var({VARIABLES[s.colour]})", s.is_dashed) for s in shown]
-        return Chart(self.title, svg, self._numbers(shown), legend, self.note)
-
-    def _description(self, shown: list[Series]) -> str:
-        ends = "; ".join(
-            f"{series.label} from {plain_text(series.points[0][1])} "
-            f"to {plain_text(series.points[-1][1])}"
-            for series in shown
-        )
-        return f"Line chart: {self.title}, over {self.x_label}. {ends}."
-
-    def _numbers(self, shown: list[Series]) -> Table:
-        xs = _some_of(sorted({x for series in shown for x, _ in series.points}), MOST_ROWS)
-        at = [dict(series.points) for series in shown]
-        rows = [[plain_text(x), *(plain_text(values.get(x)) for values in at)] for x in xs]
-        return Table([self.x_label, *(series.label for series in shown)], rows)
-
-
-def averaged(points: Sequence[Point], limit: int) -> list[tuple[float, float, float, float]]:
-    """Average neighbouring points, so that at most `limit` remain.
-
-    Args:
-        points: (x, y), ascending in x.
-        limit: Greatest number of points, at least 1.
 
     Returns:
-        Mean x, mean y, least y and greatest y of equally many points each, the last of fewer.
+        The chart, or None if no line has a point.
     """
-    size = max(1, -(-len(points) // limit))
-    buckets = []
-    for start in range(0, len(points), size):
-        xs, ys = zip(*points[start : start + size], strict=True)
-        buckets.append((sum(xs) / len(xs), sum(ys) / len(ys), min(ys), max(ys)))
-    return buckets
+    shown = [one for one in series if one.points]
+    if not shown:
+        return None
+    with _new_figure(SIZE) as (figure, axes):
+        # The scale follows the averaged points: single outliers would flatten the lines.
+        values = [y for one in shown for y in _plot(axes, one)]
+        _scale(axes, values if spot is None else [*values, spot[0][1]], from_zero=shares)
+        if spot is not None:
+            _mark(axes, *spot)
+        axes.set_xlabel(x_label)
+        axes.set_title(y_label, loc="left")
+        axes.grid(axis="y", color=LINE)
+        if shares:
+            axes.yaxis.set_major_formatter(_percent)
+        svg = _svg(figure, f"Line chart: {title}, over {x_label}. {_ends(shown)}.")
+    legend = [
+        (one.label, f"var(--s{one.style % len(LINES)})", one.style >= len(LINES)) for one in shown
+    ]
+    return Chart(title, svg, _numbers(shown, x_label), legend if len(shown) > 1 else (), note)
 
 
 def keep_probability_map(plan: PruningPlan, kind: UnitKind) -> Chart:
-    """Keep-probabilities of a kind of unit, layer by layer.
+    """Draw the keep-probabilities of one kind of unit, layer by layer.
 
-    Few units a layer are a cell each; of many, the distribution over [0, 1] is shown.
-
-    Args:
-        plan: The plan.
-        kind: The kind of unit.
+    If a layer has few units, each is a cell; if it has many, the chart shows their distribution.
     """
     probabilities = by_layer(plan, kind, plan.keep_probabilities_U)
     most = max(s_N.numel() for s_N in probabilities.values())
     single = most <= MOST_SINGLE_UNITS
-    height = 1.1 + (min(0.22, 2.6 / most) * most if single else 2.0)
+    height = 1.1 + (min(0.22 * most, 2.6) if single else 2.0)
     with _new_figure((SIZE[0], height)) as (figure, axes):
-        (_draw_units if single else _draw_distribution)(axes, plan, kind, most)
+        if single:
+            _draw_units(axes, plan, kind, most)
+        else:
+            _draw_distribution(axes, plan, kind)
         _layer_axis(axes, plan.space.num_layers)
-        svg = _svg(
-            figure,
-            f"Heat map: keep-probabilities of the {KIND_NAMES[kind]} in each of "
-            f"{plan.space.num_layers} layers.",
-        )
+        name = KIND_NAMES[kind]
+        where = f"each of {plan.space.num_layers} layers"
+        svg = _svg(figure, f"Heat map: keep-probabilities of the {name} in {where}.")
     note = "A dot: the mask keeps it." if single else None
-    title = f"Keep-probabilities: {KIND_NAMES[kind]}"
-    return Chart(title, svg, _probability_table(plan, kind), note=note)
+    return Chart(f"Keep-probabilities: {name}", svg, _probability_table(plan, kind), note=note)
 
 
 def sparsity_chart(plan: PruningPlan, kind: UnitKind, before: PruningPlan | None) -> Chart:
-    """The share of a kind that the mask removes in each layer (paper, Fig. 6).
+    """Draw the share of one kind that the mask removes in each layer (paper, Fig. 6).
 
     Args:
         plan: The plan.
         kind: The kind of unit.
-        before: A plan to compare with, such as the untrained one, shown by strokes.
+        before: The untrained plan to compare with, drawn as strokes.
     """
     removed = removed_by_layer(plan, kind)
     earlier = {} if before is None else removed_by_layer(before, kind)
@@ -254,26 +202,22 @@ def sparsity_chart(plan: PruningPlan, kind: UnitKind, before: PruningPlan | None
         for layer, share in earlier.items():
             axes.plot([layer - 0.45, layer + 0.45], [share, share], color=INK, linewidth=1.6)
         axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        axes.yaxis.set_major_formatter(_percent)
         axes.grid(axis="y", color=LINE)
         axes.set_title("removed", loc="left")
         _layer_axis(axes, plan.space.num_layers)
-        svg = _svg(
-            figure,
-            f"Bar chart: share of the {KIND_NAMES[kind]} removed in each of {len(removed)} layers, "
-            f"least {share_text(min(removed.values()))}, most {share_text(max(removed.values()))}.",
-        )
-    head = ["layer", "removed", *(["untrained"] if earlier else [])]
-    rows = [
-        [str(layer), share_text(share), *([share_text(earlier.get(layer))] if earlier else [])]
-        for layer, share in removed.items()
-    ]
+        least, most = share_text(min(removed.values())), share_text(max(removed.values()))
+        what = f"share of the {KIND_NAMES[kind]} removed in each of {len(removed)} layers"
+        svg = _svg(figure, f"Bar chart: {what}, least {least}, most {most}.")
+    columns = [removed, earlier] if earlier else [removed]
+    rows = [[str(layer), *(share_text(one.get(layer)) for one in columns)] for layer in removed]
+    numbers = Table(["layer", "removed", "untrained"][: 1 + len(columns)], rows)
     note = "Strokes: the untrained mask." if earlier else None
-    return Chart(f"Sparsity by layer: {KIND_NAMES[kind]}", svg, Table(head, rows), note=note)
+    return Chart(f"Sparsity by layer: {KIND_NAMES[kind]}", svg, numbers, note=note)
 
 
 def by_layer(plan: PruningPlan, kind: UnitKind, values_U: Tensor) -> dict[int, Tensor]:
-    """The part of a vector (U,) that belongs to each layer with units of a kind."""
+    """The part (N,) of a vector (U,) that belongs to each layer with units of a kind."""
     return {
         group.layer: values_U[group.start : group.end]
         for group in plan.space.groups
@@ -287,95 +231,58 @@ def removed_by_layer(plan: PruningPlan, kind: UnitKind) -> dict[int, float]:
     return {layer: 1 - float(mask_N.double().mean()) for layer, mask_N in kept.items()}
 
 
-def _draw_units(axes: Axes, plan: PruningPlan, kind: UnitKind, most: int) -> None:
-    """A row a unit, a column a layer, and a dot in each unit that the mask keeps."""
-    cells = torch.full((most, plan.space.num_layers), torch.nan, dtype=torch.float64)
-    kept = by_layer(plan, kind, plan.mask_U)
-    for layer, s_N in by_layer(plan, kind, plan.keep_probabilities_U).items():
-        cells[: len(s_N), layer] = s_N
-        units = kept[layer].nonzero().flatten().tolist()
-        dots: dict[str, Any] = {
-            "color": PAPER,
-            "markersize": 4,
-            "markeredgecolor": INK,
-            "markeredgewidth": 0.7,
-        }
-        axes.plot([layer] * len(units), units, "o", **dots)
-    _draw_cells(axes, cells, (-0.5, most - 0.5), ("0", "0.5", "1"), "keep-probability")
-    axes.invert_yaxis()
-    axes.set_title("unit", loc="left")
+def averaged(points: Sequence[Point], limit: int) -> list[tuple[float, float, float, float]]:
+    """Average neighbouring points, so that at most `limit` remain.
+
+    Args:
+        points: (x, y), ascending in x.
+        limit: Greatest number of points, at least 1.
+
+    Returns:
+        Mean x, mean y, least y and greatest y of equally many points each, the last of fewer.
+    """
+    size = -(-len(points) // limit)
+    buckets = []
+    for start in range(0, len(points), size):
+        xs, ys = zip(*points[start : start + size], strict=True)
+        buckets.append((sum(xs) / len(xs), sum(ys) / len(ys), min(ys), max(ys)))
+    return buckets
 
 
-def _draw_distribution(axes: Axes, plan: PruningPlan, kind: UnitKind, most: int) -> None:
-    """A row a twentieth of [0, 1], a column a layer; the colour is the share of its units."""
-    del most
-    shares = torch.full((NUM_BINS, plan.space.num_layers), torch.nan, dtype=torch.float64)
-    for layer, s_N in by_layer(plan, kind, plan.keep_probabilities_U).items():
-        shares[:, layer] = torch.histc(s_N, NUM_BINS, 0.0, 1.0) / s_N.numel()
-    greatest = float(shares.nan_to_num().max())
-    # By the root, or a few per cent would look like none beside a bin that holds most.
-    labels = ("0 %", share_text(greatest / 4, 0), share_text(greatest, 0))
-    _draw_cells(axes, (shares / greatest).sqrt(), (0.0, 1.0), labels, "share of the layer")
-    axes.set_title("keep-probability", loc="left")
-
-
-def _draw_cells(
-    axes: Axes, values: Tensor, rows: tuple[float, float], labels: Sequence[str], name: str
-) -> None:
-    """Values in [0, 1] as colours, with the colours' key; cells of NaN stay empty."""
-    from matplotlib.colors import ListedColormap
-
-    num_rows, num_layers = values.shape
-    x = torch.arange(num_layers + 1) - 0.5
-    y = torch.linspace(*rows, num_rows + 1)
-    mesh = axes.pcolormesh(
-        x.numpy(),
-        y.numpy(),
-        values.numpy(),
-        cmap=ListedColormap(HEAT),
-        vmin=0.0,
-        vmax=1.0,
-        edgecolors="face",
-        linewidth=0.3,
+def _ends(shown: list[Series]) -> str:
+    return "; ".join(
+        f"{one.label} from {plain_text(one.points[0][1])} to {plain_text(one.points[-1][1])}"
+        for one in shown
     )
-    figure: Any = axes.figure
-    key = figure.colorbar(mesh, ax=axes, ticks=[0, 0.5, 1], pad=0.02, aspect=30)
-    key.solids.set_rasterized(False)
-    key.ax.set_yticklabels(labels)
-    key.outline.set_visible(False)
-    key.set_label(name, color=SOFT)
 
 
-def _probability_table(plan: PruningPlan, kind: UnitKind) -> Table:
-    kept = by_layer(plan, kind, plan.mask_U)
-    rows = []
-    for layer, s_N in by_layer(plan, kind, plan.keep_probabilities_U).items():
-        values = [float(s_N.mean()), *(float(s_N.quantile(q)) for q in (0.0, 0.5, 1.0))]
-        number = f"{int(kept[layer].sum()):,} of {s_N.numel():,}"
-        rows.append([str(layer), number, *(f"{value:.3f}" for value in values)])
-    return Table(["layer", "kept", "mean", "least", "median", "greatest"], rows)
+def _numbers(shown: list[Series], x_label: str) -> Table:
+    """The values of the lines at up to MOST_ROWS places, the first and the last among them."""
+    xs = sorted({x for one in shown for x, _ in one.points})
+    if len(xs) > MOST_ROWS:
+        last = len(xs) - 1
+        xs = [xs[round(row * last / (MOST_ROWS - 1))] for row in range(MOST_ROWS)]
+    values = [dict(one.points) for one in shown]
+    rows = [[plain_text(x), *(plain_text(value.get(x)) for value in values)] for x in xs]
+    return Table([x_label, *(one.label for one in shown)], rows)
 
 
-def _plot(axes: Axes, series: Series) -> list[float]:
+def _plot(axes: Axes, series: Series) -> tuple[float, ...]:
     """Draw a line and return its values."""
     xs, ys, lows, highs = zip(*averaged(series.points, MOST_POINTS), strict=True)
+    colour = LINES[series.style % len(LINES)]
     if series.with_range and len(xs) < len(series.points):
-        axes.fill_between(xs, lows, highs, color=series.colour, alpha=0.18, linewidth=0)
-    dashes: Any = (0, (5, 3)) if series.is_dashed else "-"
-    axes.plot(
-        xs,
-        ys,
-        color=series.colour,
-        linestyle=dashes,
-        linewidth=1.7,
-        marker="o" if len(xs) == 1 else "",
-        markersize=4,
-    )
-    return list(ys)
+        axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
+    form: dict[str, Any] = {
+        "linestyle": (0, (5, 3)) if series.style >= len(LINES) else "-",
+        "marker": "o" if len(xs) == 1 else "",
+    }
+    axes.plot(xs, ys, color=colour, linewidth=1.7, markersize=4, **form)
+    return ys
 
 
-def _scale(axes: Axes, values: list[float], *, from_zero: bool) -> None:
-    """Show all values, on a logarithmic axis where they differ by a large factor."""
+def _scale(axes: Axes, values: Sequence[float], *, from_zero: bool) -> None:
+    """Show all values, on a logarithmic axis if they differ by a large factor."""
     low, high = min(values), max(values)
     if from_zero:
         axes.set_ylim(0.0, high if high > 0 else 1.0)
@@ -392,22 +299,73 @@ def _scale(axes: Axes, values: list[float], *, from_zero: bool) -> None:
         axes.set_ylim(low - margin, high + margin)
 
 
-def _spot(axes: Axes, x: float, y: float, name: str, colour: str) -> None:
-    left, right = axes.get_xlim()
-    near_right, near_top = (
-        x > (left + right) / 2,
-        axes.transData.transform((x, y))[1] > 0.8 * (axes.transAxes.transform((0, 1))[1]),
-    )
-    axes.plot([x], [y], "o", color=colour, markeredgecolor=PAPER, markersize=7, clip_on=False)
+def _mark(axes: Axes, point: Point, name: str) -> None:
+    """Mark a point, with its name on the side that has room."""
+    x, y = axes.transAxes.inverted().transform(axes.transData.transform(point))
+    axes.plot(*point, "o", color=LINES[1], markeredgecolor=PAPER, markersize=7, clip_on=False)
     axes.annotate(
         name,
-        (x, y),
-        xytext=(-5 if near_right else 5, -14 if near_top else 7),
+        point,
+        xytext=(-5 if x > 0.5 else 5, -14 if y > 0.8 else 7),
         textcoords="offset points",
-        ha="right" if near_right else "left",
+        ha="right" if x > 0.5 else "left",
         color=INK,
         weight="bold",
     )
+
+
+def _draw_units(axes: Axes, plan: PruningPlan, kind: UnitKind, most: int) -> None:
+    """A row for each unit, a column for each layer, a dot in each unit that the mask keeps."""
+    cells = torch.full((most, plan.space.num_layers), torch.nan, dtype=torch.float64)
+    for layer, s_N in by_layer(plan, kind, plan.keep_probabilities_U).items():
+        cells[: len(s_N), layer] = s_N
+    for layer, mask_N in by_layer(plan, kind, plan.mask_U).items():
+        kept = mask_N.nonzero().flatten().tolist()
+        dots: dict[str, Any] = {"markersize": 4, "markeredgecolor": INK, "markeredgewidth": 0.7}
+        axes.plot([layer] * len(kept), kept, "o", color=PAPER, **dots)
+    _draw_cells(axes, cells, (-0.5, most - 0.5), ("0", "0.5", "1"), "keep-probability")
+    axes.invert_yaxis()
+    axes.set_title("unit", loc="left")
+
+
+def _draw_distribution(axes: Axes, plan: PruningPlan, kind: UnitKind) -> None:
+    """A row for each twentieth of [0, 1], a column for each layer, coloured by share of units."""
+    shares = torch.full((NUM_BINS, plan.space.num_layers), torch.nan, dtype=torch.float64)
+    for layer, s_N in by_layer(plan, kind, plan.keep_probabilities_U).items():
+        shares[:, layer] = torch.histc(s_N, NUM_BINS, 0.0, 1.0) / s_N.numel()
+    greatest = float(shares.nan_to_num().max())
+    # Square roots keep a few per cent visible beside a bin that holds most of the units.
+    labels = ("0 %", share_text(greatest / 4, 0), share_text(greatest, 0))
+    _draw_cells(axes, (shares / greatest).sqrt(), (0.0, 1.0), labels, "share of the layer")
+    axes.set_title("keep-probability", loc="left")
+
+
+def _draw_cells(
+    axes: Axes, values: Tensor, rows: tuple[float, float], labels: Sequence[str], name: str
+) -> None:
+    """Draw values in [0, 1] as colours, with a colour bar; NaN leaves a cell empty."""
+    from matplotlib.colors import ListedColormap
+
+    x = torch.arange(values.shape[1] + 1) - 0.5
+    y = torch.linspace(*rows, values.shape[0] + 1)
+    cells: dict[str, Any] = {"cmap": ListedColormap(HEAT), "edgecolors": "face", "linewidth": 0.3}
+    mesh = axes.pcolormesh(x.numpy(), y.numpy(), values.numpy(), vmin=0.0, vmax=1.0, **cells)
+    figure: Any = axes.figure
+    bar = figure.colorbar(mesh, ax=axes, ticks=[0, 0.5, 1], pad=0.02, aspect=30)
+    bar.solids.set_rasterized(False)
+    bar.ax.set_yticklabels(labels)
+    bar.outline.set_visible(False)
+    bar.set_label(name, color=SOFT)
+
+
+def _probability_table(plan: PruningPlan, kind: UnitKind) -> Table:
+    kept = by_layer(plan, kind, plan.mask_U)
+    rows = []
+    for layer, s_N in by_layer(plan, kind, plan.keep_probabilities_U).items():
+        values = (s_N.mean(), s_N.min(), s_N.quantile(0.5), s_N.max())
+        number = f"{int(kept[layer].sum()):,} of {s_N.numel():,}"
+        rows.append([str(layer), number, *(f"{float(value):.3f}" for value in values)])
+    return Table(["layer", "kept", "mean", "least", "median", "greatest"], rows)
 
 
 def _layer_axis(axes: Axes, num_layers: int) -> None:
@@ -417,11 +375,8 @@ def _layer_axis(axes: Axes, num_layers: int) -> None:
     axes.set_xlabel("layer")
 
 
-def _some_of(values: list[float], most: int) -> list[float]:
-    """Evenly many of them, the first and the last among them."""
-    if len(values) <= most:
-        return values
-    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
+def _percent(value: float, _: object) -> str:
+    return f"{100 * value:.3g} %"
 
 
 @contextmanager
@@ -429,21 +384,18 @@ def _new_figure(size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and may want a display
 
+    soft = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor")
+    off = ("axes.spines.top", "axes.spines.right", "axes.spines.left", "axes.formatter.useoffset")
     style: Any = {
-        "svg.fonttype": "none",  # words stay words, in the page's font
+        "svg.fonttype": "none",  # text stays text, in the page's font
         "svg.hashsalt": "pgprune",  # equal charts are equal text
         "text.parse_math": False,  # names of runs and models may hold dollar signs
         "font.size": 9,
         "axes.titlesize": 9,
-        "text.color": SOFT,
-        **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), SOFT),
-        "axes.edgecolor": SOFT,
         "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
+        **dict.fromkeys((*soft, "xtick.color", "ytick.color"), SOFT),
+        **dict.fromkeys(off, False),
         **dict.fromkeys(("ytick.major.size", "ytick.minor.size"), 0),
-        "axes.formatter.useoffset": False,
     }
     with mpl.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
@@ -456,14 +408,9 @@ def _svg(figure: Figure, description: str) -> Markup:
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    prefix = f"c{next(_numbers_of_charts)}-"
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
-    text = re.sub(
-        r"#[0-9a-f]{6}\b",
-        lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0],
-        text,
-    )
-    start = f'<svg class="chart" role="img" aria-label="{escape(description)}"'
-    text = re.sub(r'<svg\b([^>]*?) (?:width|height)="[\d.]+pt"', r"<svg\1", text)
-    text = re.sub(r'<svg\b([^>]*?) (?:width|height)="[\d.]+pt"', r"<svg\1", text)
-    return Markup(text.replace("<svg", start, 1))
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the style sheet sets them
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{next(_chart_numbers)}-", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    label = f'<svg class="chart" role="img" aria-label="{escape(description)}"'
+    return Markup(text.replace("<svg", label, 1))

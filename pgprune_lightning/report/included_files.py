@@ -1,4 +1,4 @@
-"""Results of other commands that belong to a run: exports, evaluations, comparisons."""
+"""JSON files of other commands that belong to a run: exports, evaluations, comparisons."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from pgprune_lightning.record_file import read_object
 from pgprune_lightning.report.charts import Table
 from pgprune_lightning.report.run_record import at
 
-EXPORT_FILE = "export.json"
-DEEPEST_EXPORT = 3
+EXPORTS = ("*/export.json", "*/*/export.json", "*/*/*/export.json")
 MOST_ROWS = 200
 MOST_COLUMNS = 12
 MOST_ITEMS = 10
@@ -30,139 +29,114 @@ MEASURED = (
     *("parameters", "disk_bytes", "perplexity", "zero_shot"),
     *("speed.prefill_tokens", "speed.decode_tokens", "speed.peak_memory"),
 )
-"""Values of a model in a result of `evaluate` that are shown at once."""
-OWN_FILES = frozenset({"summary.json"})
-
+"""The values of a model in a result of `evaluate` that are shown unfolded."""
 
 Part = tuple[str, Any]
 """A piece of a section: ("table", Table), ("facts", [(name, value)]) or ("heading", text)."""
 
 
 @dataclass(frozen=True)
-class IncludedFile:
-    """A JSON file that the report shows.
-
-    Args:
-        name: Its name in the report.
-        content: Its object; None where it is damaged.
-    """
-
-    name: str
-    content: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
 class FileSection:
-    """A file as the template shows it.
+    """A file as `templates/parts.html` shows it.
 
     Args:
         name: The file's name.
         title: The section's title.
-        damaged: Whether the file could not be read.
-        shown: The parts shown at once.
+        shown: The parts that are shown.
         folded: The parts that a click unfolds.
-        folded_title: Where to click.
+        damaged: Whether the file cannot be read.
     """
 
     name: str
     title: str
-    damaged: bool = False
     shown: Sequence[Part] = ()
     folded: Sequence[Part] = ()
-    folded_title: str = "Everything in it"
+    damaged: bool = False
 
 
-def read_included(path: Path) -> IncludedFile:
-    """Read a file that the user names.
+def read_included(path: Path) -> dict[str, Any]:
+    """Read a file that the user names, without its secrets.
 
     Raises:
         UserError: If it is no JSON object.
     """
-    return IncludedFile(str(path), hidden(read_object(path, "--include", finite=False)))
+    content: dict[str, Any] = hidden(read_object(path, "--include", finite=False))
+    return content
 
 
-def found_files(folder: Path) -> list[IncludedFile]:
-    """Exports in a run's folder, and other JSON files beside its summary."""
-    beside = [path for path in sorted(folder.glob("*.json")) if path.name not in OWN_FILES]
-    deeper = [
-        path
-        for depth in range(1, DEEPEST_EXPORT + 1)
-        for path in sorted(folder.glob("*/" * depth + EXPORT_FILE))
-    ]
-    found = []
-    for path in [*beside, *deeper]:
+def found_files(folder: Path) -> dict[str, dict[str, Any] | None]:
+    """The exports in a run's folder and the JSON files beside its summary; None for damaged."""
+    beside = [path for path in sorted(folder.glob("*.json")) if path.name != "summary.json"]
+    exports = [path for pattern in EXPORTS for path in sorted(folder.glob(pattern))]
+    found: dict[str, dict[str, Any] | None] = {}
+    for path in [*beside, *exports]:
+        name = path.relative_to(folder).as_posix()
         try:
-            content = read_included(path).content
+            found[name] = read_included(path)
         except UserError:
-            content = None
-        found.append(IncludedFile(path.relative_to(folder).as_posix(), content))
+            found[name] = None
     return found
 
 
-def file_section(file: IncludedFile) -> FileSection:
-    """Arrange a file by the command that wrote it."""
-    content = file.content
+def file_section(name: str, content: dict[str, Any] | None) -> FileSection:
+    """Arrange a file by the command that wrote it; a content of None is damaged."""
     if content is None:
-        return FileSection(file.name, file.name, damaged=True)
+        return FileSection(name, name, damaged=True)
     if "runtimes" in content and "format" in content:
-        return _export(file.name, content)
+        shown, rest = _export(content)
+        return FileSection(name, f"Export: {content['format']}", shown, _any(rest))
     if isinstance(content.get("models"), list) and "protocol" in content:
-        return _evaluation(file.name, content)
+        return FileSection(name, "Evaluation", _evaluation(content["models"]), _any(content))
     if isinstance(content.get("settings"), dict):
-        return _comparison(file.name, content)
-    return FileSection(file.name, file.name, shown=_any(content))
+        rest = {key: value for key, value in content.items() if key != "settings"}
+        title = f"Comparison: {content.get('title', name)}"
+        return FileSection(name, title, _comparison(content["settings"]), _any(rest))
+    return FileSection(name, name, _any(content))
 
 
-def _export(name: str, content: dict[str, Any]) -> FileSection:
-    counted = [
-        _against("parameters", content, count_text),
-        _against("bytes", content, bytes_text),
-        ("largest difference of a logit", plain_text(content.get("max_logit_difference"))),
-    ]
+def _export(content: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
+    """Sizes and runtimes of an export, and its other values."""
+    facts = []
+    for name, as_text in (("parameters", count_text), ("bytes", bytes_text)):
+        number, dense = finite(content.get(name)), finite(content.get(f"dense_{name}"))
+        share = f", {share_text(number / dense)} of dense" if number and dense else ""
+        facts.append((name, f"{as_text(number)}{share}"))
+    difference = plain_text(content.get("max_logit_difference"))
+    shown: list[Part] = [("facts", [*facts, ("largest difference of a logit", difference)])]
     runtimes = content["runtimes"] if isinstance(content["runtimes"], dict) else {}
     rows = [
         [str(runtime), bool(at(verdict, "accepts")), str(at(verdict, "reason") or "")]
         for runtime, verdict in runtimes.items()
     ]
-    shown: list[Part] = [("facts", counted)]
     if rows:
         shown.append(("table", Table(["runtime", "takes it", "why"], rows, words=(0, 1, 2))))
-    known = {"parameters", "dense_parameters", "bytes", "dense_bytes", "max_logit_difference"}
-    rest = {key: value for key, value in content.items() if key not in known | {"runtimes"}}
-    return FileSection(name, f"Export: {content['format']}", shown=shown, folded=_any(rest))
+    told = {"parameters", "dense_parameters", "bytes", "dense_bytes", "max_logit_difference"}
+    return shown, {name: content[name] for name in content if name not in told | {"runtimes"}}
 
 
-def _against(name: str, content: dict[str, Any], as_text: Any) -> tuple[str, str]:
-    count, dense = finite(content.get(name)), finite(content.get(f"dense_{name}"))
-    share = "" if not count or not dense else f", {share_text(count / dense)} of dense"
-    return name, f"{as_text(count)}{share}"
-
-
-def _evaluation(name: str, content: dict[str, Any]) -> FileSection:
-    """Show the measurements of each model; fold how they were made."""
+def _evaluation(models: list[Any]) -> list[Part]:
+    """A column for each model, a row for each measurement."""
     measured = []
-    for model in content["models"]:
+    for model in models:
         values = {"model": at(model, "model")}
         for key, value in _leaves(model):
             if key.startswith(MEASURED):
                 values[key.replace(".", ": ").replace("_", " ")] = value
         measured.append(values)
-    shown = _records(measured, transposed=True)
-    return FileSection(name, "Evaluation", shown=shown, folded=_any(content))
+    return _records(measured, transposed=True)
 
 
-def _comparison(name: str, content: dict[str, Any]) -> FileSection:
+def _comparison(settings: dict[str, Any]) -> list[Part]:
+    """A row for each method in each setting."""
     records = []
-    for setting, cells in content["settings"].items():
-        methods = at(cells, "methods")
-        for method, cell in (methods if isinstance(methods, dict) else {}).items():
-            values = cell if isinstance(cell, dict) else {}
+    for setting, of_setting in settings.items():
+        methods = at(of_setting, "methods")
+        for method, measured in (methods if isinstance(methods, dict) else {}).items():
+            values = measured if isinstance(measured, dict) else {}
             numbers = {key: value for key, value in values.items() if finite(value) is not None}
-            row_name = method if len(content["settings"]) == 1 else f"{method}, {setting}"
-            records.append({"method": row_name} | numbers)
-    rest = {key: value for key, value in content.items() if key != "settings"}
-    title = f"Comparison: {content.get('title', name)}"
-    return FileSection(name, title, False, _records(records), _any(rest), "Everything else in it")
+            name = method if len(settings) == 1 else f"{method}, {setting}"
+            records.append({"method": name} | numbers)
+    return _records(records)
 
 
 def _any(content: dict[str, Any]) -> list[Part]:
@@ -176,7 +150,7 @@ def _any(content: dict[str, Any]) -> list[Part]:
 
 
 def _records(records: list[dict[str, Any]], *, transposed: bool = False) -> list[Part]:
-    """A row a record; a column where few records, such as models, have many values."""
+    """A row for each record; a column if few records, such as models, have many values."""
     flat = [dict(_leaves(record)) for record in records[:MOST_ROWS]]
     names = list(dict.fromkeys(name for record in flat for name in record))[:MOST_ROWS]
     columns = [[name, *(record.get(name) or NOTHING for record in flat)] for name in names]
@@ -189,11 +163,12 @@ def _records(records: list[dict[str, Any]], *, transposed: bool = False) -> list
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The values deep in an object as text, by their path; lists of objects are left out."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(inner, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        said = ", ".join(plain_text(item) for item in value[:MOST_ITEMS])
-        yield prefix, f"{said}, …" if len(value) > MOST_ITEMS else said
     elif not isinstance(value, list):
         yield prefix, plain_text(value)
+    elif not any(isinstance(item, dict) for item in value):
+        items = [plain_text(item) for item in value[:MOST_ITEMS]]
+        yield prefix, ", ".join([*items, "…"] if len(value) > MOST_ITEMS else items)

@@ -1,25 +1,29 @@
 """The report: one HTML file that needs no network, no script and no other file.
 
-The templates are in `templates/`; Jinja2 escapes every value, since names of models, texts and
-options come from files of others and may hold `<script>`. This module computes what they show.
+`templates/run.html` lays out a run and `templates/compared.html` several runs beside each other;
+this module computes their tables and charts. Jinja2 escapes every value, since names of models,
+texts and options come from files of others and may hold `<script>`.
+
+Shapes: N units of one kind.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pgprune_lightning import __version__
+from pgprune_lightning import __version__, number_text
 from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.number_text import (
     NOTHING,
     bytes_text,
     count_text,
+    finite,
     perplexity_text,
     plain_text,
     seconds_text,
@@ -29,41 +33,47 @@ from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.report.charts import (
     KIND_NAMES,
     Chart,
+    Point,
+    Series,
     Table,
     keep_probability_map,
+    line_chart,
+    removed_by_layer,
     sparsity_chart,
 )
-from pgprune_lightning.report.curves import (
-    best_validation,
-    compared_curves,
-    main_curves,
-    more_curves,
-)
-from pgprune_lightning.report.included_files import IncludedFile, file_section, found_files
-from pgprune_lightning.report.outcome import (
-    decision_table,
-    kept_share,
-    outcome_table,
-    outcome_tiles,
-)
-from pgprune_lightning.report.run_options import decisive_options, differing_options
+from pgprune_lightning.report.included_files import file_section, found_files
 from pgprune_lightning.report.run_record import RunRecord, at
 
-COMPARED = [
+MODELS = {"dense": "dense model", "initial": "untrained mask", "learned": "learned mask"}
+NATS = "nats per token"
+NEAR_BOUND = 0.05
+MORE_CURVES = (
+    ("Advantage: loss less baseline", "train/advantage", NATS, False),
+    ("Loss: standard deviation over the masks", "train/loss_spread", NATS, False),
+    ("Norm of the gradient", "train/gradient_norm", "nats per token and unit of s", False),
+    ("Expected keep ratio", "policy/expected_keep_ratio", "kept", True),
+    ("Parameters removed by the mask", "sparsity/parameters", "removed", True),
+)
+"""Title, metric, axis and whether it is a share, of the folded curves."""
+COMPARED = (
     *("run", "keep ratio", "steps", "dense", "untrained", "learned"),
     *("best validation", "at step", "parameters", "time", "memory"),
-]
-POLICIES_OF_A_LONE_RUN = {"initial": "The untrained policy", "last": "The policy at the end"}
+)
+DECIDING_GROUPS = ("seed_everything", "model", "data", "trainer.max_steps", "trainer.devices")
+"""Options that a result depends on; the others say where it is written and what is shown."""
 
 
 def report_page(
-    records: Sequence[RunRecord], included: Sequence[IncludedFile], title: str, command: str
+    records: Sequence[RunRecord],
+    included: Mapping[str, dict[str, Any]],
+    title: str,
+    command: str,
 ) -> str:
     """Render the whole page.
 
     Args:
         records: The runs, at least one.
-        included: Results of other commands.
+        included: The content of JSON files of other commands, by name.
         title: The page's title.
         command: The command that writes it again.
     """
@@ -75,8 +85,7 @@ def report_page(
             title=title,
             compared=None if alone else _compared(records),
             runs=[_run(record, alone=alone) for record in records],
-            files=[file_section(file) for file in included],
-            version=__version__,
+            files=[file_section(name, content) for name, content in included.items()],
             written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             command=command,
         )
@@ -88,10 +97,10 @@ def policy_pictures(plan: PruningPlan, initial: PruningPlan | None) -> dict[str,
 
     Args:
         plan: The policy and its mask.
-        initial: The untrained one, to compare the mask with.
+        initial: The untrained policy, whose mask is drawn beside it.
 
     Returns:
-        HTML by name: keep-probabilities and sparsity by layer, of each kind of unit.
+        HTML by name: keep-probabilities and sparsity by layer of each kind of unit.
     """
     template = _templates().get_template("picture.html")
     charts: dict[str, Chart] = {}
@@ -101,73 +110,154 @@ def policy_pictures(plan: PruningPlan, initial: PruningPlan | None) -> dict[str,
     return {name: template.render(title=name, chart=chart) for name, chart in charts.items()}
 
 
-def headline(record: RunRecord) -> str:
-    """Model, keep ratio, steps and seed in a line."""
-    model = record.summary.get("base_model") or record.option("model", "base_model")
-    if model is None and record.plan is not None:
-        model = record.plan.base_model.source
-    ratio = record.option("model", "keep_ratio")
-    if ratio is None and record.plan is not None:
-        ratio = record.plan.budget.get("keep_ratio")
-    steps = record.summary.get("steps", record.last_step)
-    seed = record.summary.get("seed", record.option("seed_everything"))
-    parts = [
-        None if model is None else str(model),
-        None if ratio is None else f"keep ratio {plain_text(ratio)}",
-        None if steps is None else f"{plain_text(steps)} steps",
-        None if seed is None else f"seed {seed}",
-    ]
-    return ", ".join(part for part in parts if part)
-
-
 @cache
 def _templates() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("pgprune_lightning.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=_shown,
+        finalize=_without_secrets,
     )
+    for name in ("perplexity", "plain", "count", "bytes", "seconds", "share"):
+        environment.filters[name] = getattr(number_text, f"{name}_text")
+    environment.globals |= {"at": at, "first_known": _first_known, "models": MODELS}
+    environment.globals |= {"nothing": NOTHING, "version": __version__}
+    return environment
 
 
-def _shown(value: Any) -> Any:
-    """Hide the secrets of every text, whatever file it comes from."""
+def _first_known(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _without_secrets(value: Any) -> Any:
     return without_secrets(value) if type(value) is str else value  # Markup is ours
 
 
 def _run(record: RunRecord, *, alone: bool) -> dict[str, Any]:
-    """What run.html shows of a run."""
+    """The variable `run` of run.html; a run that is alone shows its other policies too."""
     plan, initial = record.plan, record.plans.get("initial")
     before = initial if plan is not None and initial and initial.space == plan.space else None
+    options = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
     return {
         "record": record,
-        "headline": headline(record),
-        "tiles": outcome_tiles(record),
-        "protocol": _protocol(record),
-        "outcome": outcome_table(record),
-        "main_curves": main_curves(record),
-        "more_curves": more_curves(record),
-        "decisions": decision_table(before, plan) if plan and before else None,
+        "best": best_validation(record),
+        "kept_share": _parameters(record, "learned")[1],
+        "outcome": _outcome(record),
+        "main_curves": _drawn(_loss(record), _validation(record), *_decisions(record)),
+        "more_curves": _drawn(*(_single(record, *curve) for curve in MORE_CURVES)),
+        "decisions": _changed_decisions(before, plan) if plan and before else None,
         "policy": _policy(plan, before) if plan else [],
         "other_policies": _other_policies(record) if alone else [],
-        "sample": _sample(record),
-        "facts": _facts(record),
-        "options": _all_options(record),
-        "files": [file_section(file) for file in found_files(record.folder)],
+        "units": _units(plan) if plan else None,
+        "decisive_options": list(_decisive_options(record)),
+        "options": options if record.config else None,
+        "files": [file_section(*file) for file in found_files(record.folder).items()],
     }
 
 
-def _protocol(record: RunRecord) -> str | None:
-    length = record.summary.get("sequence_length")
-    if length is None:
-        return None
-    words = f"Perplexity at {plain_text(length)} tokens, lower is better."
-    step = record.summary.get("learned_at_step")
-    if step is not None:
-        words += f" The learned mask is that of step {plain_text(step)}, the best by validation."
-    return words
+def best_validation(record: RunRecord) -> Point | None:
+    """Step and perplexity of the best validation, from the best plan or else the metrics."""
+    best = record.plans.get("best")
+    if best is not None and isinstance(best.validation.get("perplexity"), float):
+        return float(best.step), best.validation["perplexity"]
+    points = record.metrics.get("val/perplexity", [])
+    return min(points, key=lambda point: point[1], default=None)
+
+
+def _outcome(record: RunRecord) -> Table:
+    """Perplexity on each text, and parameters, of the dense, untrained and learned model."""
+    text, others = record.summary.get("text"), at(record.summary, "learned", "other_texts")
+    others = list(others) if isinstance(others, dict) else []
+    rows = []
+    for key, name in MODELS.items():
+        measured = [at(record.summary, key, "other_texts", other) for other in others]
+        measured = [] if text is None else [at(record.summary, key, "perplexity"), *measured]
+        plan = record.plans.get({"initial": "initial", "learned": "best"}.get(key, ""))
+        measured.append(None if plan is None else plan.validation.get("perplexity"))
+        parameters, share = _parameters(record, key)
+        perplexities = map(perplexity_text, measured)
+        rows.append([name, *perplexities, count_text(parameters), share_text(share)])
+    texts = [] if text is None else [text, *others]
+    validation = record.plan.validation.get("text") if record.plan else None
+    texts.append("validation" if validation is None else f"validation: {validation}")
+    return Table(["perplexity", *texts, "parameters", "of dense"], rows, chosen=(2,))
+
+
+def _parameters(record: RunRecord, key: str) -> tuple[float | None, float | None]:
+    """Parameters of one of MODELS, and their share of the dense model's."""
+    dense = finite(at(record.summary, "dense", "parameters"))
+    parameters = finite(at(record.summary, key, "parameters"))
+    plan = record.plan if key == "learned" else record.plans.get("initial")
+    if plan is not None and parameters is None:
+        dense = float(plan.space.total_parameters)
+        parameters = dense if key == "dense" else float(plan.kept_parameters)
+    return parameters, (parameters / dense if parameters is not None and dense else None)
+
+
+def _changed_decisions(before: PruningPlan, after: PruningPlan) -> Table:
+    """How the decisions of the learned mask differ from those of the untrained mask."""
+    rows = []
+    for kind in after.space.kinds:
+        units_N = after.space.units_of(kind)
+        first_N, last_N = before.mask_U[units_N], after.mask_U[units_N]
+        s_N = after.keep_probabilities_U[units_N]
+        moved = float((s_N - before.keep_probabilities_U[units_N]).abs().mean())
+        undecided = float(((s_N > NEAR_BOUND) & (s_N < 1 - NEAR_BOUND)).double().mean())
+        counted = (first_N, last_N, first_N & ~last_N, ~first_N & last_N)
+        counts = (f"{int(one_N.sum()):,}" for one_N in counted)
+        name, number = KIND_NAMES[kind], f"{len(units_N):,}"
+        rows.append([name, number, *counts, f"{moved:.3f}", share_text(undecided)])
+    head = ["units", "all", "kept untrained", "kept learned", "newly removed", "brought back"]
+    return Table([*head, "mean change of s", "s from 0.05 to 0.95"], rows)
+
+
+def _drawn(*charts: Chart | None) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]
+
+
+def _loss(record: RunRecord) -> Chart | None:
+    loss = record.metrics.get("train/loss", [])
+    baseline = record.metrics.get("train/baseline", [])
+    lines = [Series("loss, mean over the masks", loss, 0, True), Series("baseline", baseline, 1)]
+    return line_chart("Loss and baseline", NATS, lines)
+
+
+def _validation(record: RunRecord) -> Chart | None:
+    lines = [Series("perplexity", record.metrics.get("val/perplexity", []))]
+    best, spot = best_validation(record), None
+    if best is not None:
+        spot = best, f"best {perplexity_text(best[1])}, step {best[0]:,.0f}"
+    note = _validation_text([record])
+    return line_chart("Validation perplexity", "perplexity", lines, spot=spot, note=note)
+
+
+def _decisions(record: RunRecord) -> list[Chart | None]:
+    """How many units of each kind are near a bound; older runs logged one share of all units."""
+    charts: list[Chart | None] = []
+    for kind, name in KIND_NAMES.items():
+        lower = record.metrics.get(f"policy/near_lower/{kind}")
+        if lower is None:
+            continue
+        upper = record.metrics.get(f"policy/near_upper/{kind}", [])
+        at_upper = dict(upper)
+        lines = [
+            Series("near the upper bound (kept)", upper, 0),
+            Series("near the lower bound (removed)", lower, 1),
+            Series("undecided", [(x, 1 - y - at_upper[x]) for x, y in lower if x in at_upper], 6),
+        ]
+        title, axis = f"How s moved to the bounds: {name}", "share of the units"
+        note = "Near: within a twentieth of the way from one bound to the other."
+        charts.append(line_chart(title, axis, lines, shares=True, note=note))
+    return charts or [
+        _single(record, "Units on a bound", "policy/share_at_bounds", "share", shares=True)
+    ]
+
+
+def _single(record: RunRecord, title: str, metric: str, axis: str, shares: bool) -> Chart | None:
+    line = Series(title, record.metrics.get(metric, []), with_range=True)
+    return line_chart(title, axis, [line], shares=shares)
 
 
 def _policy(plan: PruningPlan, before: PruningPlan | None) -> list[Chart]:
@@ -178,52 +268,12 @@ def _policy(plan: PruningPlan, before: PruningPlan | None) -> list[Chart]:
 def _other_policies(record: RunRecord) -> list[tuple[str, list[Chart]]]:
     """The policies before and after the best one."""
     others = []
-    for name, title in POLICIES_OF_A_LONE_RUN.items():
+    for name, title in {"initial": "The untrained policy", "last": "The policy at the end"}.items():
         plan = record.plans.get(name)
         if plan is not None and record.plan is not None and plan.step != record.plan.step:
             maps = [keep_probability_map(plan, kind) for kind in plan.space.kinds]
             others.append((f"{title}, step {plan.step:,}", maps))
     return others
-
-
-def _sample(record: RunRecord) -> dict[str, str] | None:
-    prompt = at(record.summary, "sample", "prompt")
-    if not prompt:
-        return None
-    texts = {key: str(at(record.summary, "sample", key)).strip() for key in ("dense", "learned")}
-    return texts | {"prompt": str(prompt)}
-
-
-def _facts(record: RunRecord) -> list[tuple[str, str | None]]:
-    summary, plan = record.summary, record.plan
-    origin = summary.get("provenance")
-    versions = [f"{name} {at(origin, name)}" for name in ("python", "torch", "transformers")]
-    return [
-        *decisive_options(record),
-        ("model", None if plan is None else _model(plan)),
-        ("units", None if plan is None else _units(plan)),
-        ("steps", _known(summary.get("steps", record.last_step))),
-        ("tokens through the masks", _known(summary.get("training_tokens"))),
-        ("execution", _known(summary.get("execution"))),
-        ("time", seconds_text(summary["seconds"]) if "seconds" in summary else None),
-        (
-            "memory at the peak",
-            bytes_text(summary["peak_memory_bytes"]) if "peak_memory_bytes" in summary else None,
-        ),
-        ("machine", _known(at(origin, "device"))),
-        ("threads", _known(at(origin, "threads"))),
-        ("versions", ", ".join(versions) if origin else None),
-        ("program", _known(at(origin, "pgprune_lightning"))),
-        ("commit", _known(at(origin, "commit"))),
-        ("command", str(at(origin, "command")) if origin else None),
-        ("W&B", _wandb(record)),
-    ]
-
-
-def _model(plan: PruningPlan) -> str:
-    model = plan.base_model
-    size = f"{count_text(model.parameters)} parameters"
-    return f"{model.source} ({model.model_type}, {size}, {model.short_fingerprint})"
 
 
 def _units(plan: PruningPlan) -> str:
@@ -232,55 +282,49 @@ def _units(plan: PruningPlan) -> str:
     return f"{', '.join(counts)} in {space.num_layers} layers"
 
 
-def _known(value: object) -> str | None:
-    return None if value is None else plain_text(value)
-
-
-def _wandb(record: RunRecord) -> str:
-    if record.wandb_id is None:
-        return "not logged there"
-    project, mode = record.option("wandb", "project"), record.option("wandb", "mode")
-    return f"run {record.wandb_id} in project {project} ({mode})"
-
-
-def _all_options(record: RunRecord) -> str | None:
-    if not record.config:
-        return None
-    text: str = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
-    return text
+def _decisive_options(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """The options of the model and of the batches that are set, by their names in `--help`."""
+    options = record.option("model")
+    data = {
+        "data.train.path": record.option("data", "train", "path"),
+        "data.block_length": record.option("data", "block_length"),
+        "data.batch_size": record.option("data", "batch_size"),
+    }
+    for name, value in ((options if isinstance(options, dict) else {}) | data).items():
+        if value not in (None, [], {}) and name != "base_model":
+            yield str(name), _value_text(value)
 
 
 def _compared(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """What compared.html shows of several runs."""
+    """The variable `compared` of compared.html."""
+    texts = {_test_text(record) for record in records if record.summary}
     names = [record.name for record in records]
-    words = range(len(names) + 1)
     return {
         "cautions": _cautions(records),
-        "text": _common_text(records),
+        "text": f"Perplexity on {texts.pop()}, lower is better." if len(texts) == 1 else "",
         "outcomes": Table(COMPARED, [_row(record) for record in records], chosen=_lowest(records)),
-        "curves": compared_curves(records),
-        "options": Table(["option", *names], differing_options(records), words),
+        "curves": _compared_curves(records),
+        "options": Table(["option", *names], differing_options(records), range(len(names) + 1)),
     }
 
 
 def _row(record: RunRecord) -> list[str]:
     best, summary = best_validation(record), record.summary
-    measured = (at(summary, key, "perplexity") for key in ("dense", "initial", "learned"))
     return [
         record.name,
         plain_text(record.option("model", "keep_ratio")),
         plain_text(summary.get("steps", record.last_step)),
-        *(perplexity_text(value) for value in measured),
+        *(perplexity_text(at(summary, key, "perplexity")) for key in MODELS),
         NOTHING if best is None else perplexity_text(best[1]),
         NOTHING if best is None else f"{best[0]:,.0f}",
-        share_text(kept_share(record)),
+        share_text(_parameters(record, "learned")[1]),
         seconds_text(summary.get("seconds")),
         bytes_text(summary.get("peak_memory_bytes")),
     ]
 
 
 def _lowest(records: Sequence[RunRecord]) -> list[int]:
-    """The runs with the lowest perplexity of the learned mask, where they can be compared."""
+    """The runs whose learned mask has the lowest perplexity, if they can be compared."""
     values = [at(record.summary, "learned", "perplexity") for record in records]
     if _cautions(records) or not all(isinstance(value, float) for value in values):
         return []
@@ -288,25 +332,90 @@ def _lowest(records: Sequence[RunRecord]) -> list[int]:
 
 
 def _cautions(records: Sequence[RunRecord]) -> list[str]:
-    cautions = []
     sets: dict[str, set[object]] = {
-        "models": {r.plan.base_model.fingerprint for r in records if r.plan is not None},
-        "test texts or lengths": {_text(record) for record in records if record.summary},
-        "keep ratios": {record.option("model", "keep_ratio") for record in records},
+        "models": {one.plan.base_model.fingerprint for one in records if one.plan is not None},
+        "test texts or lengths": {_test_text(one) for one in records if one.summary},
+        "keep ratios": {one.option("model", "keep_ratio") for one in records},
     }
-    for name, values in sets.items():
-        if len(values - {None}) > 1:
-            cautions.append(f"These runs have different {name}: their perplexities do not compare.")
-    unfinished = [record.name for record in records if not record.summary]
-    if unfinished:
-        cautions.append(f"Not finished: {', '.join(unfinished)}.")
-    return cautions
+    cautions = [
+        f"These runs have different {name}: their perplexities do not compare."
+        for name, values in sets.items()
+        if len(values - {None}) > 1
+    ]
+    unfinished = ", ".join(one.name for one in records if not one.summary)
+    return [*cautions, f"Not finished: {unfinished}."] if unfinished else cautions
 
 
-def _text(record: RunRecord) -> str:
+def _test_text(record: RunRecord) -> str:
     return f"{record.summary.get('text')} at {record.summary.get('sequence_length')} tokens"
 
 
-def _common_text(records: Sequence[RunRecord]) -> str:
-    texts = {_text(record) for record in records if record.summary}
-    return f"Perplexity on {texts.pop()}, lower is better." if len(texts) == 1 else ""
+def _validation_text(records: Sequence[RunRecord]) -> str | None:
+    """The validation text, if all runs have the same."""
+    labels = set()
+    for record in records:
+        validation = {} if record.plan is None else record.plan.validation
+        if "text" in validation:
+            labels.add(f"{validation['text']}, {validation.get('sequence_length')} tokens")
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _compared_curves(records: Sequence[RunRecord]) -> list[Chart]:
+    """Validation, loss and sparsity by layer of several runs, one line for each run."""
+    losses, validations = (
+        [Series(one.name, one.metrics.get(metric, []), style) for style, one in enumerate(records)]
+        for metric in ("train/loss", "val/perplexity")
+    )
+    read = _validation_text(records)
+    note = "Means over neighbouring steps; each run's masks and texts are its own."
+    charts = [
+        line_chart("Validation perplexity", "perplexity", validations, note=read),
+        line_chart("Training loss", NATS, losses, note=note),
+    ]
+    for kind, name in KIND_NAMES.items():
+        lines = [
+            Series(one.name, list(removed_by_layer(one.plan, kind).items()), style)
+            for style, one in enumerate(records)
+            if one.plan is not None
+        ]
+        title = f"Sparsity by layer: {name}"
+        charts.append(line_chart(title, "removed", lines, x_label="layer", shares=True))
+    return _drawn(*charts)
+
+
+def differing_options(records: Sequence[RunRecord]) -> list[list[str]]:
+    """A row for each option whose values differ between the runs: name, then a value each.
+
+    A run of an older program may not know an option of a newer one.
+    """
+    flat = [dict(_leaves(record.config)) for record in records]
+    rows = []
+    for name in dict.fromkeys(name for options in flat for name in options):
+        values = [options.get(name, NOTHING) for options in flat]
+        decides = any(f"{name}.".startswith(f"{group}.") for group in DECIDING_GROUPS)
+        if decides and len(set(values)) > 1:
+            rows.append([name, *values])
+    return rows
+
+
+def _leaves(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in options.items():
+        if isinstance(value, dict) and value and "class_path" not in value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _value_text(value)
+
+
+def _value_text(value: Any) -> str:
+    """A value in a line: classes as calls, groups as `name=value`."""
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = value.get("init_args") or {}
+        return f"{str(value['class_path']).rpartition('.')[2]}({_value_text(arguments)})"
+    if isinstance(value, dict):
+        given = (f"{name}={_value_text(one)}" for name, one in value.items() if one is not None)
+        return ", ".join(given)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value_text(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

@@ -1,4 +1,8 @@
-"""What a run's folder holds, read as far as it is there."""
+"""A run's folder, read as far as it is intact.
+
+A run may still be under way, or have failed. Each reader therefore returns what is intact and adds
+a sentence to `missing` for what is not.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +31,14 @@ class RunRecord:
     """A run, finished or not.
 
     Args:
-        folder: Its folder.
-        name: What tells it from the other runs of a report.
-        config: Its options; empty where they are not known.
-        metrics: What was logged, by name: (step, value), ascending and finite.
-        plans: Those that can be read, of `initial`, `best` and `last`.
-        summary: `summary.json`; empty before the run's end.
+        folder: The run's folder.
+        name: The run's name in the report.
+        config: Its options; empty if `config.yaml` cannot be read.
+        metrics: Logged values by name: (step, value), ascending in step, all finite.
+        plans: The readable plans of `initial`, `best` and `last`.
+        summary: `summary.json`; empty before the run ends.
         wandb_id: Its id on Weights & Biases, if it was logged there.
-        missing: What is not there, and what that means, a sentence each.
+        missing: One sentence for each file that is missing or damaged.
     """
 
     folder: Path
@@ -48,25 +52,23 @@ class RunRecord:
 
     @property
     def plan(self) -> PruningPlan | None:
-        """The plan that the run is about: the best, or what there is of it."""
-        return next((self.plans[name] for name in ("best", "last") if name in self.plans), None)
+        """The best plan, or else the last one."""
+        return self.plans.get("best", self.plans.get("last"))
 
     @property
     def last_step(self) -> int | None:
         """The newest step in the metrics."""
-        return max((int(points[-1][0]) for points in self.metrics.values() if points), default=None)
+        return max((int(points[-1][0]) for points in self.metrics.values()), default=None)
 
     def option(self, *names: str) -> Any:
-        """An option of the run by the names of its groups, or None."""
+        """An option by the names of its groups; None if it is not known."""
         return at(self.config, *names)
 
 
 def at(data: Any, *names: str) -> Any:
-    """A value deep in nested dictionaries, or None where one of them is missing."""
+    """A value deep in nested dictionaries; None if any of them is missing."""
     for name in names:
-        if not isinstance(data, dict):
-            return None
-        data = data.get(name)
+        data = data.get(name) if isinstance(data, dict) else None
     return data
 
 
@@ -74,8 +76,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
     """Read a run's folder.
 
     Args:
-        folder: The folder, with what `fit` has written until now.
-        name: What the report calls it.
+        folder: The folder, with the files that `fit` has written so far.
+        name: The run's name in the report.
 
     Raises:
         UserError: If it holds nothing of a run.
@@ -85,7 +87,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
     config = _read_config(folder / "config.yaml", missing)
     metrics = _read_metrics(folder / METRICS_FILE, missing)
     plans = _read_plans(folder / "plans", missing)
-    summary = read_json_object(folder / "summary.json", missing)
+    summary = _read_summary(folder / "summary.json", missing)
     wandb_id = _read_wandb_id(folder / WANDB_ID_FILE, config, missing)
     record = RunRecord(folder, name, config, metrics, plans, summary, wandb_id, missing)
     if not summary:
@@ -108,27 +110,13 @@ def check_run(folder: Path) -> None:
 
 
 def distinct_names(folders: Iterable[Path]) -> list[str]:
-    """The shortest ends of the paths that tell folders apart."""
+    """The shortest ends of paths that tell the folders apart."""
     parts = [folder.absolute().parts for folder in folders]
-    longest = max(len(part) for part in parts)
-    for length in range(1, longest + 1):
+    for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             break
     return names
-
-
-def read_json_object(path: Path, missing: list[str]) -> dict[str, Any]:
-    """An object of a JSON file; empty, with a sentence in `missing`, where it is damaged."""
-    if not path.exists():
-        return {}
-    try:
-        content = read_object(path, "report", finite=False)
-    except UserError as error:
-        missing.append(str(error))
-        return {}
-    read: dict[str, Any] = hidden(content)
-    return read
 
 
 def _unfinished(record: RunRecord) -> str:
@@ -139,6 +127,17 @@ def _unfinished(record: RunRecord) -> str:
         f"summary.json is missing: the run has not come to its end{so_far}{of}. Its test texts "
         "have not been measured. It goes on by fit --resume auto."
     )
+
+
+def _read_summary(path: Path, missing: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        summary: dict[str, Any] = hidden(read_object(path, "report", finite=False))
+    except UserError as error:
+        missing.append(str(error))
+        return {}
+    return summary
 
 
 def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
@@ -165,13 +164,12 @@ def _read_metrics(path: Path, missing: list[str]) -> dict[str, list[Point]]:
     metrics: dict[str, list[Point]] = {}
     left_out = 0
     for row in rows:
-        for name, cell in row.items():
-            if name == "step" or not cell:
-                continue
-            value = _number(cell)
-            left_out += value is None
+        for name in row.keys() - {"step"}:
+            value = _number(row[name])
             if value is not None:
                 metrics.setdefault(name, []).append((int(row["step"]), value))
+            elif row[name]:
+                left_out += 1
     if left_out:
         missing.append(f"{left_out} values of {METRICS_FILE} are no finite numbers: not drawn.")
     if not metrics:

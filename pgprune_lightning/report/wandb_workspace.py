@@ -1,4 +1,4 @@
-"""The panels that belong on a W&B dashboard of pruning runs, and a workspace made of them.
+"""The panels of a W&B dashboard of pruning runs, and a workspace made of them.
 
 `docs/wandb.md` explains the metrics. `wandb-workspaces` is an optional library (extra `wandb`).
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from pgprune_lightning.errors import UserError
@@ -16,52 +15,36 @@ STEP = "trainer/global_step"
 WORKSPACE_NAME = "Pruning"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A panel to pin.
-
-    Args:
-        title: Its title.
-        metrics: What it draws as lines.
-        pattern: Or all metrics that this regular expression matches.
-        pictures: Or the pictures that it shows.
-        logarithmic: Whether its y axis is.
-    """
-
-    title: str
-    metrics: tuple[str, ...] = ()
-    pattern: str | None = None
-    pictures: tuple[str, ...] = ()
-    logarithmic: bool = False
+def _pictures(name: str) -> list[str]:
+    return [f"pictures/{name}/{kind}" for kind in KIND_NAMES]
 
 
-def _pictures(what: str) -> tuple[str, ...]:
-    return tuple(f"pictures/{what}/{kind}" for kind in KIND_NAMES)
-
-
-PANELS = {
-    "Outcome": (
-        Panel("Validation perplexity", ("val/perplexity",), logarithmic=True),
-        Panel("Loss and baseline", ("train/loss", "train/baseline")),
-    ),
-    "Policy": (
-        Panel("Keep-probabilities", pictures=_pictures("keep_probabilities")),
-        Panel("Sparsity by layer", pictures=_pictures("sparsity_by_layer")),
-        Panel("Units near a bound", pattern="policy/near_(lower|upper)/.*"),
-        Panel("Expected keep ratio", ("policy/expected_keep_ratio",)),
-        Panel("Removed by the mask", pattern="sparsity/[a-z_]+$"),
-    ),
-    "Estimate": (
-        Panel("Advantage", ("train/advantage",)),
-        Panel("Spread of the losses", ("train/loss_spread",)),
-        Panel("Norm of the gradient", ("train/gradient_norm",), logarithmic=True),
-    ),
+PANELS: dict[str, dict[str, dict[str, Any]]] = {
+    "Outcome": {
+        "Validation perplexity": {"y": ["val/perplexity"], "log_y": True},
+        "Loss and baseline": {"y": ["train/loss", "train/baseline"]},
+    },
+    "Policy": {
+        "Keep-probabilities": {"media_keys": _pictures("keep_probabilities")},
+        "Sparsity by layer": {"media_keys": _pictures("sparsity_by_layer")},
+        "Units near a bound": {"metric_regex": "policy/near_(lower|upper)/.*"},
+        "Expected keep ratio": {"y": ["policy/expected_keep_ratio"]},
+        "Removed by the mask": {"metric_regex": "sparsity/[a-z_]+$"},
+    },
+    "Estimate": {
+        "Advantage": {"y": ["train/advantage"]},
+        "Spread of the losses": {"y": ["train/loss_spread"]},
+        "Norm of the gradient": {"y": ["train/gradient_norm"], "log_y": True},
+    },
 }
-"""Panels by section, the first at the top."""
+"""Arguments of each panel by its title, by section; the first section is at the top.
+
+A panel with `media_keys` is a `MediaBrowser`, any other a `LinePlot`.
+"""
 
 
 def check_workspace(where: str) -> None:
-    """Refuse, before anything is sent, what cannot become a workspace.
+    """Refuse a workspace that cannot be made, before anything is sent.
 
     Args:
         where: `ENTITY/PROJECT`.
@@ -103,28 +86,20 @@ def make_workspace(where: str) -> str:
 def build_workspace(where: str) -> Any:
     """The workspace, not yet saved."""
     workspaces, reports = _library()
-    entity, _, project = where.partition("/")
+
+    def panel(title: str, arguments: dict[str, Any]) -> Any:
+        if "media_keys" in arguments:
+            return reports.MediaBrowser(title=title, **arguments)
+        return reports.LinePlot(title=title, x=STEP, **arguments)
+
     sections = [
-        workspaces.Section(
-            name=name, panels=[_panel(reports, panel) for panel in panels], is_open=True
-        )
-        for name, panels in PANELS.items()
+        workspaces.Section(name=name, panels=[panel(*item) for item in of.items()], is_open=True)
+        for name, of in PANELS.items()
     ]
+    entity, _, project = where.partition("/")
     settings = workspaces.WorkspaceSettings(x_axis=STEP)
     return workspaces.Workspace(
         entity=entity, project=project, name=WORKSPACE_NAME, sections=sections, settings=settings
-    )
-
-
-def _panel(reports: Any, panel: Panel) -> Any:
-    if panel.pictures:
-        return reports.MediaBrowser(title=panel.title, media_keys=list(panel.pictures))
-    return reports.LinePlot(
-        title=panel.title,
-        x=STEP,
-        y=list(panel.metrics),
-        metric_regex=panel.pattern,
-        log_y=panel.logarithmic,
     )
 
 

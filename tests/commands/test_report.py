@@ -75,7 +75,7 @@ def test_bad_input_is_one_line(
     refused(run(capsys, str(tmp_path), *page), "holds no run")
     refused(run(capsys, str(unfinished), str(unfinished), *page), "given twice")
     refused(run(capsys, str(unfinished), "--output", str(tmp_path)), "cannot be written")
-    refused(run(capsys, str(unfinished), *page, "--include", "no.json"), "cannot be read as JSON")
+    refused(run(capsys, str(unfinished), *page, "--include", "no.json"), "no.json cannot be read: ")
     refused(run(capsys, "--wandb-workspace", "nobody"), "ENTITY/PROJECT")
     assert not (tmp_path / "page.html").exists()
 

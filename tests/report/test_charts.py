@@ -12,17 +12,17 @@ from pgprune_lightning.report.charts import (
     LINES,
     VARIABLES,
     Chart,
-    LineChart,
     Series,
     averaged,
     keep_probability_map,
+    line_chart,
     sparsity_chart,
 )
 from tests.report.conftest import CHANNELS, LAYERS, made_plan
 
 
-def line_chart(*series: Series, **options: object) -> Chart:
-    drawn = LineChart("Loss", "nats", series, **options).draw()  # type: ignore[arg-type]
+def lines(*series: Series) -> Chart:
+    drawn = line_chart("Loss", "nats", series)
     assert drawn is not None
     return drawn
 
@@ -54,9 +54,7 @@ def test_averaged_points_stand_for_all(count: int, limit: int) -> None:
 
 
 def test_a_line_goes_through_its_points() -> None:
-    ((left, middle, right),) = paths(
-        line_chart(Series("loss", [(0, 4.0), (5, 6.0), (10, 5.0)])), "s0"
-    )
+    ((left, middle, right),) = paths(lines(Series("loss", [(0, 4.0), (5, 6.0), (10, 5.0)])), "s0")
     assert middle[0] - left[0] == pytest.approx(right[0] - middle[0], abs=0.2)
     assert left[1] - right[1] == pytest.approx((left[1] - middle[1]) / 2, abs=0.2)
     assert left[1] > right[1]
@@ -64,15 +62,15 @@ def test_a_line_goes_through_its_points() -> None:
 
 def test_values_far_apart_are_shown_by_their_factors() -> None:
     points = [(0.0, 10.0), (1.0, 100.0), (2.0, 1000.0)]
-    ((low, middle, high),) = paths(line_chart(Series("loss", points)), "s0")
+    ((low, middle, high),) = paths(lines(Series("loss", points)), "s0")
     assert low[1] - middle[1] == pytest.approx(middle[1] - high[1], abs=0.2)
 
 
 def test_one_point_is_a_dot_and_none_is_no_chart() -> None:
-    one = line_chart(Series("loss", [(3, 4.0)]))
+    one = lines(Series("loss", [(3, 4.0)]))
     assert "var(--s0)" in one.svg
     assert one.numbers.rows == [["3", "4"]]
-    assert LineChart("Loss", "nats", [Series("loss", [])]).draw() is None
+    assert line_chart("Loss", "nats", [Series("loss", [])]) is None
 
 
 def test_a_chart_is_xml_and_says_what_it_is() -> None:
@@ -80,8 +78,7 @@ def test_a_chart_is_xml_and_says_what_it_is() -> None:
         Series(f"run <{number}>", [(x, x + number) for x in range(400)], number, with_range=True)
         for number in range(10)
     ]
-    spots = [((5.0, 5.0), "best <b> & $x$", 0)]
-    drawn = LineChart("A & B", "nats", series, spots=spots).draw()
+    drawn = line_chart("A & B", "nats", series, spot=((5.0, 5.0), "best <b> & $x$"))
     assert drawn is not None
     svg = ElementTree.fromstring(drawn.svg)
     assert svg.attrib["role"] == "img"
@@ -94,7 +91,7 @@ def test_a_chart_is_xml_and_says_what_it_is() -> None:
 
 def test_two_charts_share_no_ids() -> None:
     first, second = (
-        set(re.findall(r'\bid="([^"]+)"', line_chart(Series("a", [(0, 1), (1, 2)])).svg))
+        set(re.findall(r'\bid="([^"]+)"', lines(Series("a", [(0, 1), (1, 2)])).svg))
         for _ in range(2)
     )
     assert first
@@ -107,7 +104,7 @@ def test_every_colour_of_a_chart_follows_the_theme() -> None:
         keep_probability_map(plan, "kv_group"),
         keep_probability_map(plan, "mlp_channel"),
         sparsity_chart(plan, "kv_group", made_plan(0, 0, None)),
-        line_chart(Series("a", [(0, 1.0), (1, 99.0)]), Series("b", [(0, 1.0)], 1)),
+        lines(Series("a", [(0, 1.0), (1, 99.0)]), Series("b", [(0, 1.0)], 1)),
     ]
     for chart in charts:
         assert re.findall(r"#[0-9a-f]{6}\b", chart.svg) == []

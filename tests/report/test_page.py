@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.report.included_files import IncludedFile
 from pgprune_lightning.report.page import report_page
 from pgprune_lightning.report.run_record import distinct_names, read_run
 from tests.report.conftest import WriteRun, made_summary
@@ -37,10 +36,10 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def page_of(*folders: Path, included: list[IncludedFile] | None = None) -> str:
+def page_of(*folders: Path, included: dict[str, Any] | None = None) -> str:
     names = distinct_names(folders)
     records = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    return report_page(records, included or [], "A report", "pgprune report ...")
+    return report_page(records, included or {}, "A report", "pgprune report ...")
 
 
 def test_the_numbers_of_the_run_are_there(write_run: WriteRun) -> None:
@@ -67,7 +66,7 @@ def test_hostile_text_stays_text(write_run: WriteRun) -> None:
     export = {"format": HOSTILE, "runtimes": runtimes}
     (hostile / "export.json").write_text(json.dumps(export))
     second = write_run(f"run{HOSTILE.replace('/', '')}")
-    page = Tags(page_of(hostile, second, included=[IncludedFile(HOSTILE, content)]))
+    page = Tags(page_of(hostile, second, included={HOSTILE: content}))
     assert page.tags.keys() & {"script", "img", "iframe", "object", "link"} == set()
     assert HOSTILE in page.text
 
@@ -80,7 +79,7 @@ def test_no_secret_of_a_file_is_shown(write_run: WriteRun) -> None:
     config = {"model": {"base_model": token}, "logger": {"api_key": key}}
     first = write_run("a", summary=summary, config=config, source=f"org/{token}")
     (first / "other.json").write_text(json.dumps({"password": "hunter2", "list": [token]}))
-    page = page_of(first, write_run("b"), included=[IncludedFile(token, {"a": token})])
+    page = page_of(first, write_run("b"), included={token: {"a": token}})
     assert [secret for secret in (token, key, "hunter2") if secret in page] == []
     assert "***" in page
 
@@ -156,13 +155,13 @@ def test_results_of_other_commands_are_shown(write_run: WriteRun) -> None:
     (folder / "broken.json").write_text("{")
     cells = {"learned": {"perplexity_128": 12.5}, "dense": {"perplexity_128": 3.25}}
     comparison = {"title": "Methods", "settings": {"0.7": {"methods": cells}}}
-    text = Tags(page_of(folder, included=[IncludedFile("compare.json", comparison)])).text
+    text = Tags(page_of(folder, included={"compare.json": comparison})).text
     row = '<tr><th scope="row">measure9.128</th><td class="number">9.5</td>'
     measures = {f"measure{number}": {"128": number + 0.5} for number in range(20)}
     evaluation = {"models": [{"model": name} | measures for name in ("dense", "pruned")]}
-    assert row in page_of(folder, included=[IncludedFile("e.json", evaluation)])
+    assert row in page_of(folder, included={"e.json": evaluation})
     evaluation |= {"protocol": {}, "models": [{"model": "m", "perplexity": {"wiki at 128": 7.5}}]}
-    whole = Tags(page_of(folder, included=[IncludedFile("e.json", evaluation)])).text
+    whole = Tags(page_of(folder, included={"e.json": evaluation})).text
     whole = whole.replace("\n", "")
     assert "Evaluatione.jsonmodelmperplexity: wiki at 1287.5" in whole
     for said in (

@@ -34,7 +34,9 @@ def page(write_run: WriteRun, tmp_path: Path) -> str:
     export = tmp_path / "export.json"
     export.write_text(json.dumps({"format": "hf", "runtimes": runtimes, "rows": [{LONG: LONG}]}))
     records = [read_run(folder, folder.name) for folder in folders]
-    text = report_page(records, [read_included(export)], LONG, f"pgprune report {LONG}")
+    text = report_page(
+        records, {str(export): read_included(export)}, LONG, f"pgprune report {LONG}"
+    )
     path = tmp_path / "report.html"
     path.write_text(text)
     return path.as_uri()

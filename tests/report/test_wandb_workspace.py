@@ -41,6 +41,6 @@ def test_the_workspace_holds_the_panels() -> None:
     titles = {
         section.name: [panel.title for panel in section.panels] for section in workspace.sections
     }
-    assert titles == {name: [panel.title for panel in panels] for name, panels in PANELS.items()}
+    assert titles == {name: list(panels) for name, panels in PANELS.items()}
     assert workspace.settings.x_axis == "trainer/global_step"
     workspace._to_model()  # what would be sent

@@ -115,11 +115,12 @@ def test_an_offline_run_holds_metrics_and_config(tiny_command: TinyCommand) -> N
     page = (ROOT / "docs" / "wandb.md").read_text()
     explained = set(re.findall(r"`([a-z]+/[^` ]+)`", page)) - {"trainer/global_step"}
     assert names == explained, "docs/wandb.md says what every metric means"
-    drawn = {name for panels in PANELS.values() for panel in panels for name in panel.metrics}
-    assert drawn <= names
-    for panel in (panel for panels in PANELS.values() for panel in panels):
-        assert panel.pattern is None or any(re.match(panel.pattern, name) for name in names)
-        assert all(re.sub(r"[a-z_]+$", "KIND", name) in names for name in panel.pictures)
+    for panel in (panel for panels in PANELS.values() for panel in panels.values()):
+        assert set(panel.get("y", [])) <= names
+        pattern = panel.get("metric_regex")
+        assert pattern is None or any(re.match(pattern, name) for name in names)
+        pictures = panel.get("media_keys", [])
+        assert all(re.sub(r"[a-z_]+$", "KIND", name) in names for name in pictures)
 
     config = _config(records)
     resolved = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
