@@ -62,6 +62,8 @@ COMPARED = (
 DECIDING_GROUPS = ("seed_everything", "model", "data", "trainer.max_steps", "trainer.devices")
 """Options that a result depends on; the others say where it is written and what is shown."""
 
+NOT_GIVEN: tuple[Any, ...] = (None, [], {})
+
 
 def report_page(
     records: Sequence[RunRecord],
@@ -291,7 +293,7 @@ def _decisive_options(record: RunRecord) -> Iterator[tuple[str, str]]:
         "data.batch_size": record.option("data", "batch_size"),
     }
     for name, value in ((options if isinstance(options, dict) else {}) | data).items():
-        if value not in (None, [], {}) and name != "base_model":
+        if value not in NOT_GIVEN and name != "base_model":
             yield str(name), _value_text(value)
 
 
@@ -412,8 +414,8 @@ def _value_text(value: Any) -> str:
         arguments = value.get("init_args") or {}
         return f"{str(value['class_path']).rpartition('.')[2]}({_value_text(arguments)})"
     if isinstance(value, dict):
-        given = (f"{name}={_value_text(one)}" for name, one in value.items() if one is not None)
-        return ", ".join(given)
+        given = {name: one for name, one in value.items() if one not in NOT_GIVEN}
+        return ", ".join(f"{name}={_value_text(one)}" for name, one in given.items())
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value_text(item) for item in value) + "]"
     if isinstance(value, bool):
