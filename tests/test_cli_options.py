@@ -11,7 +11,7 @@ from pgprune_lightning.cli import COMMANDS, main
 from pgprune_lightning.run import run_parser
 
 TEXT_SOURCE = """path label name split data_files revision field local_copy join
-    document_separator part num_blocks spaced_punctuation optional"""
+    document_separator part num_blocks wikitext_style optional"""
 OPTIONS = {
     "": "config seed_everything run_dir existing_run resume ckpt_path",
     "wandb.": "mode project name group entity tags",

@@ -1,6 +1,5 @@
-"""Text becomes token blocks, and the blocks an order: everything a run reads is made here.
+"""Text becomes token blocks, and the blocks become batches in an order that can be resumed.
 
-``text_source`` says where a text lies, ``text_files`` and ``documents`` read it, ``tokenization``
-cuts it into blocks, ``token_blocks`` keeps them in a cache, ``batch_order`` decides which rank sees
-which block when, and ``data_module`` hands the batches to Lightning.
+``text_source`` locates a text, ``documents`` reads it, ``token_blocks`` tokenises it and keeps the
+blocks on disk, and ``data_module`` orders the batches and hands them to Lightning.
 """

@@ -6,23 +6,110 @@ from functools import partial
 from itertools import product
 from typing import TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from pgprune_lightning.data.batch_order import (
-    EvaluationBatchSampler,
-    TrainingBatchSampler,
-    epoch_permutation,
-)
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.data.token_blocks import TokenBlocks, build_token_blocks, open_token_blocks
 from pgprune_lightning.errors import UserError, about, warn_once
 from pgprune_lightning.stop_signals import ignore_stop_signals
 
 Blocks = TypeVar("Blocks")
+
+
+def epoch_permutation(num_blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Shuffle the blocks of one epoch, (num_blocks,) int64: a pure function of its arguments."""
+    stream = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    return np.random.Generator(stream).permutation(num_blocks)
+
+
+class TrainingBatchSampler(Sampler[list[int]]):
+    """An endless, exactly resumable order in which each block is used once an epoch.
+
+    The permutations of the epochs form one endless sequence. At step t, rank r of W takes B entries
+    from (t * W + r) * B on. A batch may therefore span epochs, and a run that starts at a later
+    step sees the batches of an uninterrupted one. The sampler has no length, so Lightning treats
+    the loader as endless.
+
+    Args:
+        num_blocks: Number of blocks, at least 1.
+        batch_size: Blocks in a batch of one rank.
+        seed: Seed of the run, at least 0.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        start_step: The step of the first batch, from 0.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        assert num_blocks >= 1
+        assert batch_size >= 1
+        assert 0 <= rank < world_size
+        self.num_blocks = num_blocks
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches from start_step on, without end."""
+        stride = self.world_size * self.batch_size
+        position = self.start_step * stride + self.rank * self.batch_size
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        while True:
+            batch: list[int] = []
+            for entry in range(position, position + self.batch_size):
+                if entry // self.num_blocks != epoch:
+                    epoch = entry // self.num_blocks
+                    order = epoch_permutation(self.num_blocks, self.seed, epoch)
+                batch.append(int(order[entry % self.num_blocks]))
+            yield batch
+            position += stride
+
+
+class EvaluationBatchSampler(Sampler[list[int]]):
+    """Each block exactly once over all ranks: nothing is dropped, padded or repeated.
+
+    All ranks have the same number of batches, because ranks that share a model must run it equally
+    often. The last batch of a rank with fewer blocks may be empty.
+
+    Args:
+        num_blocks: Number of blocks.
+        batch_size: Blocks in a batch; the last one may be shorter.
+        rank: This process, from 0; it takes the blocks rank, rank + world_size, ...
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, num_blocks: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        assert batch_size >= 1
+        assert 0 <= rank < world_size
+        self.blocks = range(rank, num_blocks, world_size)
+        self.most_blocks = -(-num_blocks // world_size)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of this rank."""
+        for start in range(0, self.most_blocks, self.batch_size):
+            yield list(self.blocks[start : start + self.batch_size])
+
+    def __len__(self) -> int:
+        """Number of batches, the same on all ranks."""
+        return -(-self.most_blocks // self.batch_size)
 
 
 class TokenBlocksDataModule(LightningDataModule):

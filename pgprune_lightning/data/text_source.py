@@ -1,4 +1,4 @@
-"""Where a text lies: a hub dataset, files, a folder, or the data files of an installed package."""
+"""The location of a text: a hub dataset, files, a folder, or data files of an installed package."""
 
 import importlib.metadata
 import os
@@ -33,7 +33,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 class SourceUnavailable(UserError):  # noqa: N818 - a state of the source, not a kind of failure
-    """A text that is not there or cannot be reached; an optional source is then left out."""
+    """A text is missing or cannot be reached; an optional source is then left out."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class TextSource:
     """One text, and how it becomes documents.
 
     Args:
-        path: What to read: a hub dataset id ("allenai/c4"), a file, a folder (every .txt in it, one
-            document a file), a glob, or "package:DIST/FOLDER" for data files that an installed
-            distribution brings. Environment variables are expanded. An existing path comes before
+        path: Location: a hub dataset id ("allenai/c4"), a file, a folder (every .txt in it, one
+            document a file), a glob, or "package:DIST/FOLDER" for data files of an installed
+            distribution. Environment variables are expanded. An existing path comes before
             a hub dataset of the same name. Files: .jsonl, .json (both also .gz), .parquet, .txt
             (one document a file), .raw (WikiText, one row a line).
         label: Name in tables and metrics; default: the last part of the path.
@@ -63,8 +63,8 @@ class TextSource:
         part: From and to, as shares of the documents in 0 to 1, of an order shuffled with a fixed
             seed: (0, 0.9) and (0.9, 1) never share a document. Not with join "blank_line".
         num_blocks: At most this many token blocks; default: all.
-        spaced_punctuation: Share of the documents, 0 to 1, that are written as WikiText and other
-            tokenised corpora are, with a space around every mark of punctuation.
+        wikitext_style: Share of the documents, 0 to 1, that are rewritten in the style of WikiText
+            and other tokenised corpora, with a space around every punctuation mark.
         optional: Leave the text out, with a warning, where it is missing or unreachable.
     """
 
@@ -80,7 +80,7 @@ class TextSource:
     document_separator: str | None = None
     part: tuple[float, float] = (0.0, 1.0)
     num_blocks: int | None = None
-    spaced_punctuation: float = 0.0
+    wikitext_style: float = 0.0
     optional: bool = False
 
     @property
@@ -96,11 +96,11 @@ class TextSource:
 
     @property
     def described(self) -> str:
-        """This text in messages: where it lies, behind the label that tables give it."""
+        """This text in messages: its location, after its label if it has one."""
         return f"{self.label} ({self.path})" if self.label else self.path
 
     def check(self) -> None:
-        """Reject, before anything is loaded, what cannot work.
+        """Refuse bad values and missing files before anything is loaded.
 
         Raises:
             UserError: A value out of range, or a local text that is missing and not optional.
@@ -128,10 +128,9 @@ class TextSource:
             raise UserError(
                 f"num_blocks must be at least 1, or null for all, not {self.num_blocks}"
             )
-        if not 0 <= self.spaced_punctuation <= 1:
+        if not 0 <= self.wikitext_style <= 1:
             raise UserError(
-                "spaced_punctuation is a share of the documents, 0 to 1, not "
-                f"{self.spaced_punctuation}"
+                f"wikitext_style is a share of the documents, 0 to 1, not {self.wikitext_style}"
             )
         for name, instead in _INSTEAD_OF_EMPTY.items():
             if getattr(self, name) == "":

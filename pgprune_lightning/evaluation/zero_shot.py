@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pgprune_lightning.data.text_files import as_utf8
+from pgprune_lightning.data.documents import as_utf8
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation.zero_shot_tasks import (
     HARNESS_FOLDERS,

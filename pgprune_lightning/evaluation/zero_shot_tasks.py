@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pgprune_lightning.data.text_files import as_utf8
+from pgprune_lightning.data.documents import as_utf8
 from pgprune_lightning.errors import UserError, about
 
 ZeroShotTask = Literal["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"]

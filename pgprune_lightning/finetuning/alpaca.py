@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from pgprune_lightning.data.text_files import cause_of, load_columns, text_columns
+from pgprune_lightning.data.documents import cause_of, load_columns, text_columns
 from pgprune_lightning.data.text_source import TextSource, file_format
 from pgprune_lightning.errors import UserError, about
 

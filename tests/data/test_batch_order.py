@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgprune_lightning.data.batch_order import (
+from pgprune_lightning.data.data_module import (
     EvaluationBatchSampler,
     TrainingBatchSampler,
     epoch_permutation,

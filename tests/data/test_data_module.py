@@ -8,8 +8,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from pgprune_lightning.data.batch_order import TrainingBatchSampler
-from pgprune_lightning.data.data_module import TokenBlocksDataModule
+from pgprune_lightning.data.data_module import TokenBlocksDataModule, TrainingBatchSampler
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.errors import UserError
 

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from pgprune_lightning.data.batch_order import TrainingBatchSampler
-from pgprune_lightning.data.data_module import TokenBlocksDataModule
+from pgprune_lightning.data.data_module import TokenBlocksDataModule, TrainingBatchSampler
 
 BOS = 1001
 

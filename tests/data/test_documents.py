@@ -12,8 +12,9 @@ import huggingface_hub.constants
 import pytest
 
 from pgprune_lightning.data import documents
-from pgprune_lightning.data.documents import document_order, read_documents
+from pgprune_lightning.data.documents import read_documents
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
+from pgprune_lightning.data.token_blocks import document_order
 from pgprune_lightning.errors import UserError
 
 TEXTS = ["first text", "second text\nof two lines", "", "fourth – “quoted”"]

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pgprune_lightning.data.documents import read_documents
-from pgprune_lightning.data.text_files import load_columns
+from pgprune_lightning.data.documents import load_columns, read_documents
 from pgprune_lightning.data.text_source import TextSource
 from pgprune_lightning.errors import UserError
 
@@ -173,3 +172,14 @@ def test_a_parquet_file_without_rows(tmp_path: Path) -> None:
         read_documents(TextSource(str(none)))
     _write(tmp_path / "1.parquet", text=WORDS)
     assert list(read_documents(TextSource(str(tmp_path / "*.parquet")))["text"]) == WORDS
+
+
+@pytest.mark.parametrize("content", ["null", 'null\n{"text": "a"}\n', '\n[ null, {"text": "a"}]'])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
+def test_json_that_begins_with_null(tmp_path: Path, name: str, content: str) -> None:
+    """The reader of the library would end the process."""
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wt") as file:
+        file.write(content)
+    with pytest.raises(UserError, match=rf"{name} begins with null, which is no document"):
+        read_documents(TextSource(str(tmp_path / name)))

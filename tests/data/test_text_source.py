@@ -177,8 +177,8 @@ def test_a_package_without_a_folder() -> None:
     [
         ({"part": (0.5, 0.5)}, r"^allenai/c4: part must be .* not \[0.5, 0.5\]"),
         ({"part": (-0.1, 0.5)}, "part must be"),
-        ({"spaced_punctuation": 1.5}, "share of the documents, 0 to 1, not 1.5"),
-        ({"spaced_punctuation": float("nan")}, "share of the documents, 0 to 1, not nan"),
+        ({"wikitext_style": 1.5}, "share of the documents, 0 to 1, not 1.5"),
+        ({"wikitext_style": float("nan")}, "share of the documents, 0 to 1, not nan"),
         ({"part": (0.5, 1.5)}, "part must be"),
         ({"part": (0.0, float("nan"))}, "part must be"),
         ({"part": (0.0, 0.5), "join": "blank_line"}, "remove part"),

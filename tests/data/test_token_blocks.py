@@ -18,8 +18,8 @@ from pgprune_lightning.data.token_blocks import (
     build_token_blocks,
     default_cache_dir,
     open_token_blocks,
+    tokenise_blocks,
 )
-from pgprune_lightning.data.tokenization import tokenise_blocks
 from pgprune_lightning.errors import UserError
 
 

@@ -19,7 +19,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "document_separator": {"document_separator": " "},
     "part": {"part": (0.0, 0.5)},
     "num_blocks": {"num_blocks": 3},
-    "spaced_punctuation": {"spaced_punctuation": 0.5},
+    "wikitext_style": {"wikitext_style": 0.5},
 }
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pgprune_lightning.data.documents import document_order, spaced_documents
 from pgprune_lightning.data.text_source import TextSource
-from pgprune_lightning.data.tokenization import tokenise_blocks
+from pgprune_lightning.data.token_blocks import document_order, restyled_documents, tokenise_blocks
 from pgprune_lightning.errors import UserError
 
 BOS, END = 1001, 1002
@@ -131,13 +130,13 @@ def test_fewer_blocks_of_one_text_are_evenly_spaced(
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_share_of_the_documents_has_spaced_punctuation(
+def test_a_share_of_the_documents_has_wikitext_style(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, share: float, seed: int | None
 ) -> None:
     path = tmp_path / "corpus.jsonl"
     words = [f"w{index},w{index}" for index in range(400)]  # unknown as one word
     path.write_text("".join(json.dumps({"text": word}) + "\n" for word in [*words, None]))
-    source = _with(TextSource(str(path)), spaced_punctuation=share)
+    source = _with(TextSource(str(path)), wikitext_style=share)
     tokens = tokenise_blocks(source, tokenizer, 2, seed=seed).ravel().tolist()
     spaced = {token for token in tokens if token < 400}
     assert len(spaced) / 400 == pytest.approx(share, abs=0.07)
@@ -150,18 +149,18 @@ def test_a_share_of_the_documents_has_spaced_punctuation(
 
 
 def test_a_larger_share_spaces_the_same_documents_and_more() -> None:
-    of_a_third = spaced_documents(300, TextSource("a/b", spaced_punctuation=0.3))
-    of_half = spaced_documents(300, TextSource("a/b", spaced_punctuation=0.5))
+    of_a_third = restyled_documents(300, TextSource("a/b", wikitext_style=0.3))
+    of_half = restyled_documents(300, TextSource("a/b", wikitext_style=0.5))
     assert of_half[of_a_third].all()
     assert of_half.sum() > of_a_third.sum()
 
 
-def test_one_text_with_blank_lines_has_spaced_punctuation_too(
+def test_one_text_with_blank_lines_has_wikitext_style_too(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.raw"
     path.write_text("w1,w2\n\nw3\n")
-    source = _with(TextSource(str(path)), join="blank_line", spaced_punctuation=1.0)
+    source = _with(TextSource(str(path)), join="blank_line", wikitext_style=1.0)
     assert tokenise_blocks(source, tokenizer, 2).ravel().tolist() == [BOS, 1, 1000, 2]
 
 

@@ -114,7 +114,7 @@ def test_a_study_from_end_to_end(
     timed.write_text(yaml.safe_dump(yaml.safe_load(recipes.read_text()) | changes))
     output = tmp_path / "out"
     files = ("--recipes", str(recipes), "--equal_time", str(timed), "--output", str(output))
-    files = (*files, "--options.data.train.spaced_punctuation", "0.5")
+    files = (*files, "--options.data.train.wikitext_style", "0.5")
     assert main(["study", *files]) == 0, capsys.readouterr().err
     summary = json.loads((output / "summary.json").read_text())
     assert summary["errors"] == {}
@@ -129,7 +129,7 @@ def test_a_study_from_end_to_end(
     assert [cell["identity"]["fit"]["model"]["seconds"] for cell in cells] == [given, given]
     cells += [json.loads(path.read_text()) for path in output.rglob("fast/*/options.json")]
     texts = [cell["identity"]["fit"]["data"]["train"] for cell in cells]
-    assert [text["spaced_punctuation"] for text in texts] == [0.5] * 4
+    assert [text["wikitext_style"] for text in texts] == [0.5] * 4
 
     assert main(["study", *files]) == 0
     assert capsys.readouterr().out.count("from an earlier run") == 5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pgprune_lightning.data.typography import spaced
+from pgprune_lightning.data.wikitext_style import in_wikitext_style
 
 
 @pytest.mark.parametrize(
@@ -22,16 +22,16 @@ from pgprune_lightning.data.typography import spaced
     ],
 )
 def test_marks_of_punctuation_stand_alone(text: str, expected: str) -> None:
-    assert spaced(text) == f" {expected} "
+    assert in_wikitext_style(text) == f" {expected} "
 
 
 def test_lines_stay_lines_and_blank_ones_blank() -> None:
-    assert spaced("One.\n\n  Two,  three\n") == " One . \n\n Two , three \n"
+    assert in_wikitext_style("One.\n\n  Two,  three\n") == " One . \n\n Two , three \n"
 
 
 def test_what_is_spaced_already_stays() -> None:
     row = ' The " crusher " , up to 60 cm ( 24 in ) , has 1 @,@ 000 well @-@ rounded teeth . '
-    assert spaced(row) == row
+    assert in_wikitext_style(row) == row
 
 
 def test_real_wikitext_comes_back(pgprune_data: Path) -> None:
@@ -39,7 +39,7 @@ def test_real_wikitext_comes_back(pgprune_data: Path) -> None:
     text = [row.split() for row in rows if row.strip() and not row.startswith(" =")][:300]
     same = total = 0
     for words in text:
-        again = spaced(_joined(" ".join(words))).split()
+        again = in_wikitext_style(_joined(" ".join(words))).split()
         matcher = difflib.SequenceMatcher(None, words, again, autojunk=False)
         same += sum(block.size for block in matcher.get_matching_blocks())
         total += max(len(words), len(again))

@@ -1,8 +1,7 @@
-"""Text as tokenised corpora write it: a space around every mark of punctuation.
+"""Rewrites text in the style of WikiText and other tokenised corpora, with spaced punctuation.
 
-WikiText and other corpora of the time were cut into words before they were published (Merity et
-al. 2016, by the tokeniser of Moses, Koehn et al. 2007). A model reads " ," and " @-@ " there, which
-text from the web hardly ever has.
+WikiText was split into words before publication (Merity et al. 2016, with the tokeniser of Moses,
+Koehn et al. 2007). It has " ," and " @-@ " where text from the web has "," and "-".
 """
 
 import re
@@ -19,7 +18,7 @@ _RULES = tuple(
         (r"[\u201c\u201d\u201e]", '"'),
         (r"[\u2018\u2019]", "'"),
         (r"([;!?()\[\]\"\u2013\u2014]|(?<!@),(?!(?<=\d,)\d)|:(?!//))", r" \1 "),
-        # Within a number or a compound the mark is marked, so that it can be joined again.
+        # Within a number or a compound the @ signs allow the parts to be joined again.
         (r"(?<=\d)([,.])(?=\d)", r" @\1@ "),
         (r"(?<=\w)-(?=\w)", " @-@ "),
         (r"(?<=\w)'(?=[^\W\d_]|\s|$)", " '"),
@@ -31,21 +30,18 @@ _RULES = tuple(
 )
 
 
-def spaced(text: str) -> str:
-    """Write a text as WikiText would.
+def in_wikitext_style(text: str) -> str:
+    """Rewrite a text as WikiText would have it; lines stay lines.
 
-    Marks of punctuation stand between spaces, those within numbers and compounds as " @,@ ",
-    " @.@ " and " @-@ "; suffixes begin at their apostrophe ("it 's"); quotation marks are straight;
-    and a line begins and ends with a space. Fewer abbreviations are known than to Moses, so that a
-    full stop now and then ends what is no sentence.
-
-    Args:
-        text: Any text; lines stay lines.
+    Punctuation marks stand between spaces, those within numbers and compounds as " @,@ ", " @.@ "
+    and " @-@ ". Suffixes begin at their apostrophe ("it 's"), quotation marks are straight, and a
+    line begins and ends with a space. Moses knows more abbreviations, so here a full stop after an
+    abbreviation is sometimes taken for the end of a sentence.
     """
-    return "\n".join(map(_spaced_line, text.split("\n")))
+    return "\n".join(map(_styled_line, text.split("\n")))
 
 
-def _spaced_line(line: str) -> str:
+def _styled_line(line: str) -> str:
     if not line.strip():
         return line
     for pattern, replacement in _RULES:
