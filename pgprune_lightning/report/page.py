@@ -236,7 +236,7 @@ def _validation(record: RunRecord) -> Chart | None:
 
 
 def _decisions(record: RunRecord) -> list[Chart | None]:
-    """How many units of each kind are near a bound; older runs logged one share of all units."""
+    """How many units of each kind are near a bound."""
     charts: list[Chart | None] = []
     for kind, name in KIND_NAMES.items():
         lower = record.metrics.get(f"policy/near_lower/{kind}")
@@ -252,9 +252,7 @@ def _decisions(record: RunRecord) -> list[Chart | None]:
         title, axis = f"How s moved to the bounds: {name}", "share of the units"
         note = "Near: within a twentieth of the way from one bound to the other."
         charts.append(line_chart(title, axis, lines, shares=True, note=note))
-    return charts or [
-        _single(record, "Units on a bound", "policy/share_at_bounds", "share", shares=True)
-    ]
+    return charts
 
 
 def _single(record: RunRecord, title: str, metric: str, axis: str, shares: bool) -> Chart | None:
