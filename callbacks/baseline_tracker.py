@@ -42,7 +42,7 @@ class BaselineTracker(Callback):
         losses_S: Tensor = outputs["losses"]
         loss, baseline = float(losses_S.mean()), float(outputs["baseline"])
         probabilities_U = pl_module.policy.keep_probabilities.detach()
-        lower, upper = pl_module.probability_bounds
+        lower, upper = pl_module.budget.probability_bounds
         at_bounds_U = (probabilities_U <= lower) | (probabilities_U >= upper)
         log_metrics(
             trainer,
@@ -63,7 +63,7 @@ class BaselineTracker(Callback):
 
 def _near_bounds(pl_module: PolicyGradientPruning) -> dict[str, float]:
     """How many units of each kind are all but decided: most policies never reach a bound."""
-    lower, upper = pl_module.probability_bounds
+    lower, upper = pl_module.budget.probability_bounds
     margin = NEAR * (upper - lower)
     probabilities_U = pl_module.policy.keep_probabilities.detach().cpu()
     shares = {}

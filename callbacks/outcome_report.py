@@ -178,7 +178,7 @@ def _training_tokens(trainer: Trainer, pl_module: PolicyGradientPruning) -> int:
     Whether they are those of the other sequences too makes no difference.
     """
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    tokens = datamodule.batch_size * datamodule.block_length * pl_module.num_mask_samples
+    tokens = datamodule.batch_size * datamodule.block_length * pl_module.objective.num_mask_samples
     return trainer.global_step * trainer.world_size * tokens
 
 

@@ -46,7 +46,7 @@ class TrainingProgress(ProgressBar):
             f"{pl_module.masked_model.base_model.source}: "
             f"{count_text(space.total_parameters)} parameters in "
             f"{str(model.dtype).removeprefix('torch.')} on {model.device}; units: {kinds}; "
-            f"keep ratio {pl_module.keep_ratio} ({pl_module.budget})"
+            f"keep ratio {pl_module.keep_ratio} ({pl_module.budget.scope})"
         )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: Any) -> None:

@@ -128,7 +128,7 @@ def _by_beginning(word: str, names: list[str]) -> str:
 
 
 def _by_last_part(word: str, names: list[str]) -> str:
-    """`--lr` is `--model.lr`."""
+    """`--lr` is `--model.update.lr`."""
     last = _last(word)
     found = [name for name in names if _last(name) == last and "." in name]
     return f" Did you mean {' or '.join(found)}?" if 0 < len(found) <= 3 else ""

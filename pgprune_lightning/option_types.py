@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
@@ -138,7 +139,7 @@ def _is_list(typehint: Any) -> bool:
 
 
 def _concrete(base: type) -> Iterator[type]:
-    if not inspect.isabstract(base) and _is_public(base):
+    if not inspect.isabstract(base) and ABC not in base.__bases__ and _is_public(base):
         yield base
     subclasses: list[type] = base.__subclasses__()
     for subclass in subclasses:

@@ -51,9 +51,10 @@ def fill_in_choices(config: Namespace, trainer: Trainer, pl_module: Any) -> None
         pl_module: The module, with its model loaded.
     """
     masked_model = pl_module.masked_model
-    config.model.dtype = str(masked_model.model.dtype).removeprefix("torch.")
-    config.model.attention = masked_model.model.config._attn_implementation
-    config.model.execution = masked_model.execution or config.model.execution
+    options = config.model.execution
+    options.dtype = str(masked_model.model.dtype).removeprefix("torch.")
+    options.attention = masked_model.model.config._attn_implementation
+    options.mode = masked_model.execution or options.mode
     if str(config.trainer.devices) in ("auto", "-1"):
         config.trainer.devices = trainer.num_devices
 
@@ -62,7 +63,7 @@ class SaveResolvedConfig(Callback):
     """Writes the resolved configuration into the run folder of a fit, once the model is loaded.
 
     Not before: a run that fails on its input leaves a folder in which the next one can start.
-    `execution: auto` is decided in the first steps, and then written.
+    `execution.mode: auto` is decided in the first steps, and then written.
 
     Args:
         parser: Writes the configuration out.
@@ -91,8 +92,8 @@ class SaveResolvedConfig(Callback):
     ) -> None:
         """Write the file again once the execution of masks is chosen."""
         del outputs, batch, batch_idx
-        options = self.config.model
-        if options.execution == "auto" and pl_module.masked_model.execution is not None:
+        options = self.config.model.execution
+        if options.mode == "auto" and pl_module.masked_model.execution is not None:
             fill_in_choices(self.config, trainer, pl_module)
             if trainer.is_global_zero:
                 self._write()

@@ -231,7 +231,7 @@ def _check_values(config: Namespace) -> None:
     if config.trainer.precision not in (None, "32-true", "32", 32):
         raise UserError(
             f"trainer.precision: it is that of the policy, which needs 32-true, given "
-            f"{config.trainer.precision}. For the language model set model.dtype."
+            f"{config.trainer.precision}. For the language model set model.execution.dtype."
         )
     refuse_secrets(plain(config.as_dict()))
     if config.ckpt_path is not None:

@@ -60,7 +60,7 @@ def gradient_variance(experiment: Experiment) -> dict[str, dict[str, float]]:
 
     Args:
         experiment: Rows of kind `learned` in one setting, of `trainer.max_steps` steps each. The
-            first seed is used; `model.lr` is not.
+            first seed is used; `model.update.lr` is not.
 
     Returns:
         By row: `variance`, the sum over units of the variance of a step's gradient by the
@@ -85,7 +85,11 @@ def gradient_variance(experiment: Experiment) -> dict[str, dict[str, float]]:
 
 def _measured(arguments: list[str], seed: int) -> dict[str, float]:
     own = [
-        *(f"--seed_everything={seed}", f"--model.lr={STAY}", "--model.lr_schedule=constant"),
+        *(
+            f"--seed_everything={seed}",
+            f"--model.update.lr={STAY}",
+            "--model.update.lr_schedule=constant",
+        ),
         *("--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=0"),
     ]
     moments = GradientMoments()  # in place of everything that observes and saves

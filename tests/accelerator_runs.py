@@ -59,40 +59,40 @@ CASES: dict[str, dict[str, Any]] = {
     "fast": {
         "mask_granularity": "sequence",
         "policy": PGPEPolicy(),
-        "budget": "parameters",
+        "scope": "parameters",
         "initialization": Initialization(
             metric="fisher", normalization="per_parameter", num_blocks=8, refine_steps=3
         ),
     },
     "batched": {
-        "execution": "batched",
+        "mode": "batched",
         "lr_rule": "rms_change",
         "layer_keep_ratios": (0.2, 1.0),
         "round_to": 2,
     },
     "dense_masked": {
-        "execution": "dense_masked",
-        "objective": "kl_to_dense",
-        "update": NaturalGradient,
+        "mode": "dense_masked",
+        "loss": "kl_to_dense",
+        "optimizer": NaturalGradient,
     },
     "structured": {
         "policy": StructuredLogits(),
-        "update": Adam,
+        "optimizer": Adam,
         "mask_granularity": "sequence",
         "estimator": LinearSurrogate(DenseLossControlVariate(LeaveOneOut())),
     },
     "antithetic": {
         "policy": FreeLogits(),
         "estimator": Antithetic(),
-        "execution": "auto",
+        "mode": "auto",
     },
     "layers": {
-        "unit_kinds": ["layer"],
+        "kinds": ["layer"],
         "keep_ratio": 0.5,
         "initialization": Initialization(metric="block_influence", num_blocks=8),
     },
     "sub-layers": {
-        "unit_kinds": ["attention", "mlp"],
+        "kinds": ["attention", "mlp"],
         "keep_ratio": 0.5,
         "initialization": Initialization(metric="bonsai", num_blocks=8),
     },

@@ -78,7 +78,7 @@ CHECKPOINTS = {
     "checkpoint without optimizer": Damage(_change(optimizer_states=None), ("no pruning policy",)),
     "checkpoint without loops": Damage(_change(loops=None), ("no pruning policy",)),
     "checkpoint over other units": Damage(
-        lambda path: None, ("78 units", "give 6"), ("--model.unit_kinds=[kv_group]",)
+        lambda path: None, ("78 units", "give 6"), ("--model.units.kinds=[kv_group]",)
     ),
     "checkpoint of another policy": Damage(
         lambda path: None,
@@ -92,8 +92,8 @@ CHECKPOINTS = {
     ),
     "checkpoint of another update": Damage(
         lambda path: None,
-        ("model.update ProjectedSGD, not Adam",),
-        ("--model.update=pgprune_lightning.policy.Adam",),
+        ("model.update.optimizer ProjectedSGD, not Adam",),
+        ("--model.update.optimizer=pgprune_lightning.policy.Adam",),
     ),
     "checkpoint of another model": Damage(
         _change(base_model={"fingerprint": "0" * 64, "source": "elsewhere"}),
@@ -145,7 +145,7 @@ PLANS = {
     "plan that names a root": Damage(_point_to("/etc/hostname"), ("outside of",)),
     "plan that names a number": Damage(_edit(tensors={"file": 3, "sha256": ""}), ("damaged",)),
     "plan for other units": Damage(
-        lambda folder: None, ("kv_group, mlp_channel",), ("--model.unit_kinds=[mlp_channel]",)
+        lambda folder: None, ("kv_group, mlp_channel",), ("--model.units.kinds=[mlp_channel]",)
     ),
 }
 """What is wrong with `--model.initialization.plan PATH`."""

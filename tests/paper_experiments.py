@@ -19,10 +19,10 @@ HUB_IDS = {
 }
 
 Options = dict[str, Any]
-BUDGET: Options = {"model.budget": "per_kind", "wandb.mode": "off"}
+BUDGET: Options = {"model.budget.scope": "per_kind", "wandb.mode": "off"}
 HEADS_AND_CHANNELS: Options = BUDGET | {"model.initialization.normalization": "layer"}
 LAYERS: Options = {
-    "model.unit_kinds": ["layer"],
+    "model.units.kinds": ["layer"],
     "model.initialization.metric": "layerwise_ppl",
 }
 
@@ -34,13 +34,13 @@ def start(metric: str, **options: Any) -> Options:
     }
 
 
-PROTECTED: Options = {"model.protected_layers": [0, 1, 2, 3, -2, -1]}
+PROTECTED: Options = {"model.units.protected_layers": [0, 1, 2, 3, -2, -1]}
 METHODS: dict[str, Options] = {
     "dense": {},
     "llm_pruner": start("taylor") | PROTECTED,
     "slicegpt": {},
     "bonsai": start("bonsai", normalization="global"),
-    "wanda_sp": start("wanda_sp") | {"model.budget": "per_layer"},
+    "wanda_sp": start("wanda_sp") | {"model.budget.scope": "per_layer"},
     "learned": start("wanda_sp"),
 }
 """The rows of most tables."""
@@ -49,9 +49,9 @@ RANDOM_STARTS: dict[str, Options] = {
     "learned_random": FROM_RANDOM,
     "learned_random_progressive": FROM_RANDOM
     | {
-        "model.progressive.start": 0.95,
-        "model.progressive.step": 0.05,
-        "model.progressive.steps_per_stage": EPOCH // 3,
+        "model.budget.progressive.start": 0.95,
+        "model.budget.progressive.step": 0.05,
+        "model.budget.progressive.steps_per_stage": EPOCH // 3,
     },
 }
 ESTIMATOR = "model.estimator.init_args"
@@ -135,10 +135,10 @@ PAPER = {
         (0.7,),
         {
             "T 3": {f"{ESTIMATOR}.window": 3},
-            "T 5 N_s 2": {f"{ESTIMATOR}.window": 5, "model.num_mask_samples": 2},
+            "T 5 N_s 2": {f"{ESTIMATOR}.window": 5, "model.objective.num_mask_samples": 2},
             "T 7": {f"{ESTIMATOR}.window": 7},
-            "N_s 3": {"model.num_mask_samples": 3},
-            "N_s 4": {"model.num_mask_samples": 4},
+            "N_s 3": {"model.objective.num_mask_samples": 3},
+            "N_s 4": {"model.objective.num_mask_samples": 4},
         },
     ),
     "table_a10": Expected(
@@ -174,7 +174,10 @@ PAPER = {
     "figure_5": Expected(
         ("LLaMA-2-13B",),
         FIVE,
-        {"global": {"model.budget": "per_kind"}, "local": {"model.budget": "per_layer"}},
+        {
+            "global": {"model.budget.scope": "per_kind"},
+            "local": {"model.budget.scope": "per_layer"},
+        },
     ),
     "figure_6": Expected(("LLaMA-2-13B",), (0.6,), rows("learned")),
     "figure_a2": Expected(("LLaMA-2-7B",), (0.6,), rows("learned")),

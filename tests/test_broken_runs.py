@@ -34,7 +34,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tiny_command: TinyCommand, fini
 
 
 def test_a_refused_run_moves_no_other_aside(tiny_command: TinyCommand, finished: Path) -> None:
-    refused(tiny_command("fit", "--existing_run=move_aside", "--model.protected_layers=[9]"))
+    refused(tiny_command("fit", "--existing_run=move_aside", "--model.units.protected_layers=[9]"))
     assert (finished / "summary.json").is_file()
     assert not finished.with_name("run-1").exists()
 
@@ -64,13 +64,13 @@ def test_a_checkpoint_over_other_units(
 ) -> None:
     last = finished / "checkpoints" / "last.ckpt"
     given = "resume" if command == "fit" else "ckpt_path"
-    outcome = tiny_command(command, f"--{given}={last}", "--model.unit_kinds=[kv_group]")
+    outcome = tiny_command(command, f"--{given}={last}", "--model.units.kinds=[kv_group]")
     refused(outcome, "policy over 78 units", "give 6", "config.yaml")
 
 
 def test_a_plan_for_other_units(tiny_command: TinyCommand, finished: Path) -> None:
     outcome = tiny_command(
-        "test", f"--model.initialization.plan={finished}", "--model.unit_kinds=[mlp_channel]"
+        "test", f"--model.initialization.plan={finished}", "--model.units.kinds=[mlp_channel]"
     )
     refused(outcome, "initialization.plan", "kv_group, mlp_channel", "72 of kind mlp_channel")
 

@@ -15,10 +15,10 @@ from tests.tiny_experiments import Compare
 NAMES_A_CLASS = (
     "--model.policy={}.Evil",
     "--model.policy.class_path={}.Evil",
-    "--model.update={}.Evil",
+    "--model.update.optimizer={}.Evil",
     "--model.estimator={}.Evil",
     "--model.estimator={}.make",
-    "--model.progressive={}.Evil",
+    "--model.budget.progressive={}.Evil",
     "--trainer.callbacks={}.Evil",
     "--trainer.callbacks=[{}.Evil]",
     "--trainer.callbacks.class_path={}.Evil",

@@ -20,22 +20,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_later_config_wins_and_the_rest_stays(tiny_command: TinyCommand) -> None:
-    overlay = tiny_command.overlay("model: {lr: 0.5}\nwandb: {mode: offline}\n")
+    overlay = tiny_command.overlay("model: {update: {lr: 0.5}}\nwandb: {mode: offline}\n")
     printed = tiny_command(
-        "fit", "--config", overlay, "--model.num_mask_samples=3", "--print_config"
+        "fit", "--config", overlay, "--model.objective.num_mask_samples=3", "--print_config"
     )
     assert printed.status == 0
     config = yaml.safe_load(printed.out)
-    assert (config["model"]["lr"], config["model"]["keep_ratio"]) == (0.5, 0.6)
-    assert config["model"]["num_mask_samples"] == 3
+    assert (config["model"]["update"]["lr"], config["model"]["keep_ratio"]) == (0.5, 0.6)
+    assert config["model"]["objective"]["num_mask_samples"] == 3
     assert config["wandb"]["mode"] == "offline"
     assert not tiny_command.run_dir.exists()
 
 
 NESTED_ESTIMATOR = """
 model:
-  mask_granularity: sequence
-  num_mask_samples: 1
+  objective:
+    mask_granularity: sequence
+    num_mask_samples: 1
   estimator:
     class_path: pgprune_lightning.policy.LinearSurrogate
     init_args:
@@ -83,7 +84,7 @@ OWN_ESTIMATOR = {"class_path": "pgprune_lightning.policy.PGPE"}
 def test_the_estimator_that_is_printed_is_the_one_that_runs(
     tiny_command: TinyCommand, policy: str, estimator: dict[str, Any]
 ) -> None:
-    chosen = ("--model.policy", policy, "--model.budget=parameters")
+    chosen = ("--model.policy", policy, "--model.budget.scope=parameters")
     printed = tiny_command("fit", *chosen, "--print_config")
     assert printed.status == 0, printed.err
     assert yaml.safe_load(printed.out)["model"]["estimator"] == estimator
@@ -107,31 +108,40 @@ def test_an_estimator_that_does_not_suit_the_policy_is_refused(tiny_command: Tin
 
 
 def test_what_a_run_chooses_itself_is_written_down(tiny_command: TinyCommand) -> None:
-    left_open = ("--model.dtype=auto", "--model.execution=auto", "--trainer.devices=auto")
+    left_open = (
+        "--model.execution.dtype=auto",
+        "--model.execution.mode=auto",
+        "--trainer.devices=auto",
+    )
     run = tiny_command("fit", *left_open, "--trainer.max_steps=12")
     assert run.status == 0, run.err
     config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
     checkpoint = torch.load(tiny_command.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    assert config["model"]["execution"] == checkpoint["execution"]
-    assert config["model"]["execution"] in ("compact", "dense_masked", "batched")
-    assert config["model"]["dtype"] in ("float32", "bfloat16")
-    assert config["model"]["attention"] == "sdpa"
+    assert config["model"]["execution"]["mode"] == checkpoint["execution"]
+    assert config["model"]["execution"]["mode"] in ("compact", "dense_masked", "batched")
+    assert config["model"]["execution"]["dtype"] in ("float32", "bfloat16")
+    assert config["model"]["execution"]["attention"] == "sdpa"
     assert config["trainer"]["devices"] == 1
     assert config["data"]["tokenizer"] == config["model"]["base_model"]
     assert config["data"]["bos_per_block"] is False
 
 
 def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:
-    assert yaml.safe_load(tiny_command("fit", "--print_config").out)["model"]["progressive"] is None
+    printed = yaml.safe_load(tiny_command("fit", "--print_config").out)
+    assert printed["model"]["budget"]["progressive"] is None
     run = tiny_command(
         "fit",
-        "--model.progressive.start=0.9",
-        "--model.progressive.step=0.15",
-        "--model.progressive.steps_per_stage=2",
+        "--model.budget.progressive.start=0.9",
+        "--model.budget.progressive.step=0.15",
+        "--model.budget.progressive.steps_per_stage=2",
     )
     assert run.status == 0, run.err
     config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
-    assert config["model"]["progressive"] == {"start": 0.9, "step": 0.15, "steps_per_stage": 2}
+    assert config["model"]["budget"]["progressive"] == {
+        "start": 0.9,
+        "step": 0.15,
+        "steps_per_stage": 2,
+    }
     ratios = {
         name: _plan(tiny_command.run_dir, name)["budget"]["keep_ratio"]
         for name in ("initial", "best", "last")
@@ -154,7 +164,7 @@ def test_a_falling_keep_ratio_is_an_option(tiny_command: TinyCommand) -> None:
 def test_a_policy_starts_from_each_metric(
     tiny_command: TinyCommand, metric: str, kinds: str
 ) -> None:
-    start = (f"--model.initialization.metric={metric}", f"--model.unit_kinds={kinds}")
+    start = (f"--model.initialization.metric={metric}", f"--model.units.kinds={kinds}")
     run = tiny_command("validate", *start, "--model.keep_ratio=0.7")
     assert run.status == 0, run.err
     assert "perplexity" in run.out
@@ -166,7 +176,7 @@ def test_the_default_recipe_lies_over_every_kind_of_unit(
 ) -> None:
     fast = str(Path(__file__).parents[1] / "configs" / "recipes" / "fast.yaml")
     smaller = ("--model.initialization.num_blocks=8", "--model.initialization.refine_steps=2")
-    options = (f"--model.unit_kinds={kinds}", "--model.keep_ratio=0.7", *smaller)
+    options = (f"--model.units.kinds={kinds}", "--model.keep_ratio=0.7", *smaller)
     run = tiny_command("fit", "--config", fast, *options, "--trainer.max_steps=2")
     assert run.status == 0, run.err
     assert "learned mask" in run.out
@@ -228,7 +238,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_run_moved_aside_is_whole(tiny_command: TinyCommand) -> None:
     assert tiny_command("fit").status == 0
     old = _contents(tiny_command.run_dir)
-    assert tiny_command("fit", "--existing_run", "move_aside", "--model.lr=0.05").status == 0
+    assert tiny_command("fit", "--existing_run", "move_aside", "--model.update.lr=0.05").status == 0
     assert _contents(tiny_command.run_dir.with_name("run-1")) == old
     assert _metrics(tiny_command.run_dir) != old["metrics.csv"].decode()
 
@@ -259,14 +269,16 @@ def test_validate_and_test_give_the_figures_of_the_fit(tiny_command: TinyCommand
 
 EXPLORED = """
 model:
-  budget: parameters
-  fill_budget: true
-  probability_bounds: [0.0, 1.0]
+  budget:
+    scope: parameters
+    fill: true
+    probability_bounds: [0.0, 1.0]
   policy:
     class_path: pgprune_lightning.policy.PGPEPolicy
     init_args: {own_width: 3.0}
-  mask_granularity: sequence
-  num_mask_samples: 2
+  objective:
+    mask_granularity: sequence
+    num_mask_samples: 2
   initialization: {normalization: per_parameter}
 """
 

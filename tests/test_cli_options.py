@@ -15,10 +15,12 @@ TEXT_SOURCE = """path label name split data_files revision field local_copy join
 OPTIONS = {
     "": "config seed_everything run_dir existing_run resume ckpt_path",
     "wandb.": "mode project name group entity tags",
-    "model.": """base_model keep_ratio unit_kinds channels_per_unit budget protected_layers
-        lr lr_rule lr_factors lr_schedule num_mask_samples mask_granularity objective policy update
-        estimator probability_bounds fill_budget layer_keep_ratios progressive dtype attention
-        execution shard round_to tensor_parallel""",
+    "model.": "base_model keep_ratio policy estimator",
+    "model.units.": "kinds channels_per_unit protected_layers round_to tensor_parallel",
+    "model.budget.": "scope fill layer_keep_ratios probability_bounds progressive",
+    "model.update.": "optimizer lr lr_rule lr_factors lr_schedule",
+    "model.objective.": "num_mask_samples mask_granularity loss",
+    "model.execution.": "mode dtype attention shard",
     "model.initialization.": """metric normalization projection slope shift_to_budget constant
         num_blocks refine_steps plan scores""",
     "data.": """test tokenizer block_length evaluation_block_length batch_size
@@ -35,15 +37,15 @@ OPTIONS = {
 
 UNITS = {
     "model.keep_ratio": "(0, 1]",
-    "model.channels_per_unit": "channels",
-    "model.layer_keep_ratios": "in [0, 1]",
-    "model.round_to": "channels",
-    "model.tensor_parallel": "Devices",
-    "model.lr": "per (nat per token)",
-    "model.num_mask_samples": "Masks",
-    "model.mask_granularity": "masks",
-    "model.objective": "nats per token",
-    "model.shard": "Ranks",
+    "model.units.channels_per_unit": "channels",
+    "model.budget.layer_keep_ratios": "in [0, 1]",
+    "model.units.round_to": "channels",
+    "model.units.tensor_parallel": "Devices",
+    "model.update.lr": "per (nat per token)",
+    "model.objective.num_mask_samples": "Masks",
+    "model.objective.mask_granularity": "masks",
+    "model.objective.loss": "nats per token",
+    "model.execution.shard": "Ranks",
     "rank_agreement.every_n_steps": "steps",
     "policy_pictures.every_n_steps": "Steps",
     "model.initialization.num_blocks": "sequences",

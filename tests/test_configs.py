@@ -64,8 +64,8 @@ def test_an_overlay_changes_only_its_own_options(
 
 DEPARTURES = {
     "authors_code": {
-        "model.budget": "per_kind",
-        "model.lr_schedule": "cosine",
+        "model.budget.scope": "per_kind",
+        "model.update.lr_schedule": "cosine",
         "model.estimator.init_args": {
             "window": 5,
             "start": "first_loss",
@@ -76,8 +76,8 @@ DEPARTURES = {
         "model.initialization.shift_to_budget": True,
     },
     "paper": {
-        "model.budget": "units",
-        "model.lr_schedule": "constant",
+        "model.budget.scope": "units",
+        "model.update.lr_schedule": "constant",
         "model.estimator.init_args": {
             "window": 5,
             "start": "zero",
@@ -109,9 +109,9 @@ def test_a_reading_of_the_method_is_the_papers_but_for_its_departures(
 APPENDICES = {
     "random_progressive": {  # A.12
         "model.keep_ratio": 0.5,
-        "model.progressive.start": 0.95,
-        "model.progressive.step": 0.05,
-        "model.progressive.steps_per_stage": 120000 // 8 // 3,
+        "model.budget.progressive.start": 0.95,
+        "model.budget.progressive.step": 0.05,
+        "model.budget.progressive.steps_per_stage": 120000 // 8 // 3,
         "model.initialization.metric": "random",
         "model.initialization.shift_to_budget": True,
         "model.initialization.num_blocks": 128,  # the default: nothing is measured
@@ -144,10 +144,11 @@ def test_a_way_to_learn_suits_every_model(capsys: pytest.CaptureFixture[str], re
     assert f"--config configs/recipes/{recipe}.yaml" in text
     plain = parse(capsys, "quickstart.yaml")
     config = parse(capsys, "quickstart.yaml", f"recipes/{recipe}.yaml")
-    theirs = {"base_model", "keep_ratio", "unit_kinds", "dtype", "attention"}
+    theirs = {"base_model", "keep_ratio", "execution"}
     assert {name: config["model"][name] for name in theirs} == {
         name: plain["model"][name] for name in theirs
     }
+    assert config["model"]["units"]["kinds"] == plain["model"]["units"]["kinds"]
     assert config["data"] == plain["data"] | {"batch_size": config["data"]["batch_size"]}
 
 
@@ -158,7 +159,9 @@ def test_forward_only_learns_as_fast_does_without_a_backward_pass(
     forward = parse(capsys, "quickstart.yaml", "recipes/forward_only.yaml")
     assert Initialization(**fast["model"].pop("initialization")).needs_gradients
     assert not Initialization(**forward["model"].pop("initialization")).needs_gradients
-    changed = {name for name in fast["model"] if fast["model"][name] != forward["model"][name]}
+    groups = [(fast["model"].pop(name), forward["model"].pop(name)) for name in ("units", "update")]
+    assert fast["model"] == forward["model"]
+    changed = {name for old, new in groups for name in old if old[name] != new[name]}
     assert changed == {"protected_layers", "lr"}
     assert fast["data"] == forward["data"]
 
@@ -197,7 +200,7 @@ def test_the_stages_of_random_progressive_are_the_papers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = parse(capsys, "recipes/random_progressive.yaml")
-    progressive = Progressive(**config["model"]["progressive"])
+    progressive = Progressive(**config["model"]["budget"]["progressive"])
     ratios = progressive.ratios(config["model"]["keep_ratio"])
     assert ratios == [(100 - percent) / 100 for percent in range(5, 51, 5)]
     assert config["trainer"]["max_steps"] == len(ratios) * progressive.steps_per_stage
@@ -217,15 +220,15 @@ def test_the_models_have_the_papers_hyperparameters(
     base_model, lr = PAPER[model]
     expected = {
         "model.base_model": base_model,
-        "model.lr": lr,
+        "model.update.lr": lr,
         "model.keep_ratio": 0.7,
-        "model.unit_kinds": ["kv_group", "mlp_channel"],
-        "model.num_mask_samples": 2,
+        "model.units.kinds": ["kv_group", "mlp_channel"],
+        "model.objective.num_mask_samples": 2,
         "model.estimator.init_args.window": 5,
-        "model.probability_bounds": [0.0, 1.0],
+        "model.budget.probability_bounds": [0.0, 1.0],
         "model.initialization.metric": "wanda_sp",
         "model.initialization.projection": "sigmoid_norm",
-        "model.dtype": "bfloat16",
+        "model.execution.dtype": "bfloat16",
         "data.train.path": "allenai/c4",
         "data.train.num_blocks": 120000,
         "data.block_length": 128,

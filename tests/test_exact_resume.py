@@ -16,13 +16,15 @@ from tests.tiny_commands import TinyCommand, refused
 STEPS = 6
 WRAPPED = """
 model:
-  lr_schedule: cosine
-  mask_granularity: sequence
-  num_mask_samples: 1
+  update:
+    lr_schedule: cosine
+    optimizer: pgprune_lightning.policy.Adam
+  objective:
+    mask_granularity: sequence
+    num_mask_samples: 1
   policy:
     class_path: pgprune_lightning.policy.StructuredLogits
     init_args: {features: [magnitude], free_kinds: [kv_group], free_after: 3}
-  update: pgprune_lightning.policy.Adam
   estimator:
     class_path: pgprune_lightning.policy.LinearSurrogate
     init_args:
@@ -32,7 +34,7 @@ model:
 trainer:
   callbacks: [{class_path: callbacks.EarlyStop, init_args: {patience: 5}}]
 """
-DEFAULT = "model: {num_mask_samples: 2}\n"
+DEFAULT = "model: {objective: {num_mask_samples: 2}}\n"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_weights_loaded")
 @pytest.mark.parametrize(
-    "options", [(), ("--existing_run=move_aside",), ("--resume=auto",), ("--model.lr=0.5",)]
+    "options", [(), ("--existing_run=move_aside",), ("--resume=auto",), ("--model.update.lr=0.5",)]
 )
 def test_fit(options: tuple[str, ...], tiny_command: TinyCommand, hold: Hold) -> None:
     run_dir = tiny_command.run_dir

@@ -27,31 +27,37 @@ OF_FIT = {
     "--model.keep_ration 0.5": "no option --model.keep_ration. Did you mean --model.keep_ratio?",
     "--model.keep-ratio 0.5": "no option --model.keep-ratio. Did you mean --model.keep_ratio?",
     "--keep_ratio 0.5": "there is no option --keep_ratio. Did you mean --model.keep_ratio?",
-    "--lr 0.1": "there is no option --lr. Did you mean --model.lr?",
+    "--model.lr 0.1": "there is no option --model.lr. Did you mean --model.update.lr?",
+    "--model.dtype float32": "Did you mean --model.execution.dtype?",
+    "--config '{model: {protected_layers: []}}'": "Did you mean model.units.protected_layers?",
+    "--model.budget per_kind": "model.budget: is a group of options, or a YAML file of them; given "
+    "per_kind. The options: model.budget.scope, ",
+    "--lr 0.1": "there is no option --lr. Did you mean --model.update.lr?",
     "--trainer.max_step 5": "no option --trainer.max_step. Did you mean --trainer.max_steps?",
     "--checkpoint.every 5": "Did you mean --checkpoint.every_n_train_steps?",
     "--data.train.pth x": "there is no option --data.train.pth. Did you mean --data.train.path?",
     "extra": "extra: belongs to no option. Options begin with --.",
     "--resume": "--resume: needs a value.",
-    "--config '{modl: {lr: 1}}'": "there is no option modl.lr. Did you mean model.lr?",
+    "--config '{modl: {lr: 1}}'": "there is no option modl.lr. Did you mean model.update.lr?",
     "--config '{data: {train: {pth: x}}}'": "Did you mean data.train.path?",
     "--config '[1, 2]'": "a config must be a mapping of options to values; given [1, 2].",
     "--config ''": "a config must be a mapping of options to values; it is empty.",
     "--model.seed 3": "model.seed: is set by seed_everything; give that.",
     "--trainer.default_root_dir x": "trainer.default_root_dir: is set by run_dir;",
     # Values that an option does not take.
-    "--model.budget per_head": "model.budget: must be one of per_kind, per_layer, units, "
-    "parameters; given per_head. Did you mean per_kind?",
-    "--model.unit_kinds layer": f"model.unit_kinds: must be a list of some of {KINDS}, such as "
+    "--model.budget.scope per_head": "model.budget.scope: must be one of per_kind, per_layer, "
+    "units, parameters; given per_head. Did you mean per_kind?",
+    "--model.units.kinds layer": f"model.units.kinds: must be a list of some of {KINDS}, such as "
     "[kv_group, mlp_channel]; given layer. Write [layer].",
-    "--model.protected_layers 0,1": "must be a list of whole numbers, such as [1]; given 0,1. "
-    "Write [0, 1].",
-    "--model.lr abc": "model.lr: must be a number; given abc.",
-    "--model.lr_factors 0.1": f"must be a mapping of some of {KINDS} to values, such as "
+    "--model.units.protected_layers 0,1": "must be a list of whole numbers, such as [1]; given "
+    "0,1. Write [0, 1].",
+    "--model.update.lr abc": "model.update.lr: must be a number; given abc.",
+    "--model.update.lr_factors 0.1": f"must be a mapping of some of {KINDS} to values, such as "
     "{kv_group: 0.5}, or null; given 0.1.",
-    "--model.lr_factors {mlp:1}": "YAML wants a space behind a colon.",
-    "--model.layer_keep_ratios 0.5": "must be a list of 2 numbers, such as [0.0, 1.0]; given 0.5.",
-    "--model.fill_budget maybe": "model.fill_budget: must be true or false; given maybe.",
+    "--model.update.lr_factors {mlp:1}": "YAML wants a space behind a colon.",
+    "--model.budget.layer_keep_ratios 0.5": "must be a list of 2 numbers, such as [0.0, 1.0]; "
+    "given 0.5.",
+    "--model.budget.fill maybe": "model.budget.fill: must be true or false; given maybe.",
     "--model.initialization.metric wanda": "given wanda. Did you mean wanda_sp?",
     "--model.initialization magnitude": "model.initialization: is a group of options, or a YAML "
     "file of them; given magnitude. The options: model.initialization.metric, ",
@@ -59,8 +65,8 @@ OF_FIT = {
     "given 5. The options: checkpoint.every_n_train_steps, checkpoint.keep.",
     "--data.train text.txt": "data.train: is a group of options, or a YAML file of them; given "
     "text.txt. The options: data.train.path, ",
-    "--model.progressive true": "model.progressive: must be a mapping of its options (start, step, "
-    "steps_per_stage), or null; given true.",
+    "--model.budget.progressive true": "model.budget.progressive: must be a mapping of its options "
+    "(start, step, steps_per_stage), or null; given true.",
     "--wandb.mode on": "wandb.mode: must be one of off, online, offline; given on.",
     "--config '{wandb: {mode: off}}'": "given False. YAML takes on, off, yes and no for true",
     "--trainer.max_steps many": "trainer.max_steps: must be a whole number; given many.",
@@ -70,8 +76,8 @@ OF_FIT = {
     "you mean FreeLogits?",
     "--model.policy pgprune_lightning.policy.FreeLogit": "Did you mean FreeLogits?",
     "--model.policy Adam": f"model.policy: must be one of {POLICIES}; given Adam.",
-    "--model.update SGD": "must be one of Adam, NaturalGradient, ProjectedSGD; given SGD.",
-    "--model.update torch.optim.Adam": "torch.optim.Adam is not imported",
+    "--model.update.optimizer SGD": "one of Adam, NaturalGradient, ProjectedSGD; given SGD.",
+    "--model.update.optimizer torch.optim.Adam": "torch.optim.Adam is not imported",
     "--model.estimator Reinforce": "given Reinforce. Did you mean PlainReinforce?",
     "--model.estimator.window 3": "given options of it alone. Name it before.",
     "--model.estimator LeaveOneOut --model.estimator.windw 3": "model.estimator (LeaveOneOut): "

@@ -118,10 +118,10 @@ def tiny_config(model: Path, texts: Path, run_dir: Path) -> dict[str, Any]:
         "model": {
             "base_model": str(model),
             "keep_ratio": 0.6,
-            "lr": 0.02,
-            "probability_bounds": [0.05, 0.95],
+            "budget": {"probability_bounds": [0.05, 0.95]},
+            "update": {"lr": 0.02},
             "initialization": {"num_blocks": 8},
-            "dtype": "float32",
+            "execution": {"dtype": "float32"},
         },
         "data": {
             "train": {"path": str(texts / "train.txt")},

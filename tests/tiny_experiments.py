@@ -22,7 +22,7 @@ EXPERIMENT: dict[str, Any] = {
         "layers": {
             "kind": "metric",
             "options": {
-                "model.unit_kinds": ["layer"],
+                "model.units.kinds": ["layer"],
                 "model.keep_ratio": 0.7,
                 "model.initialization.metric": "block_influence",
             },

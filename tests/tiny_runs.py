@@ -35,7 +35,7 @@ class TinyRun:
     folder: Path
 
     def module(self, **options: Any) -> PolicyGradientPruning:
-        """The LightningModule."""
+        """The LightningModule; the options of its groups by their own names, such as `lr`."""
         from pgprune_lightning.initialization import Initialization
         from pgprune_lightning.training import PolicyGradientPruning
 
@@ -47,7 +47,7 @@ class TinyRun:
             "initialization": Initialization(num_blocks=8),
             "dtype": "float32",
         }
-        return PolicyGradientPruning(**(defaults | options))
+        return PolicyGradientPruning(**grouped(defaults | options))
 
     def datamodule(self, **options: Any) -> TokenBlocksDataModule:
         """The data module."""
@@ -89,6 +89,26 @@ class TinyRun:
         module = self.module()
         self.trainer(callbacks, **options).fit(module, datamodule=self.datamodule())
         return module
+
+
+def grouped(options: dict[str, Any]) -> dict[str, Any]:
+    """Put options, by their own names, into the groups of `PolicyGradientPruning`."""
+    from dataclasses import fields
+
+    from pgprune_lightning.training import mask_evaluator
+    from pgprune_lightning.training import options as groups
+
+    left, found = dict(options), {}
+    for name, group in {
+        "units": groups.UnitOptions,
+        "budget": groups.BudgetOptions,
+        "update": groups.UpdateOptions,
+        "objective": mask_evaluator.MaskEvaluator,
+        "execution": groups.ExecutionOptions,
+    }.items():
+        given = [each.name for each in fields(group) if each.name in left]
+        found[name] = group(**{each: left.pop(each) for each in given})
+    return left | found
 
 
 def write_tiny_model(folder: Path, name: str = "llama_gqa", seed: int = 1) -> Path:

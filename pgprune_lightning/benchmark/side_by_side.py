@@ -40,7 +40,7 @@ class Benchmark:
             reference gets a copy of those as they were.
         workload: The sizes.
         limits: When timing ends, for each keep ratio.
-        execution: How ours executes masks, as `model.execution` of fit.
+        execution: How ours executes masks, as `model.execution.mode` of fit.
         learning: How ours learns. The reference is the paper's algorithm whatever this is.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -70,32 +70,41 @@ def choose(given: Any) -> Choice:
 def _recipe(files: Sequence[str]) -> Choice:
     configs = [part for file in files for part in ("--config", file)]
     recipe = resolve_config(configs)
+    model = recipe.model
     workload = Workload(
         batch_size=recipe.data.batch_size,
         block_length=recipe.data.block_length,
-        num_mask_samples=recipe.model.num_mask_samples,
-        unit_kinds=tuple(recipe.model.unit_kinds),
-        channels_per_unit=recipe.model.channels_per_unit,
-        budget=recipe.model.budget,
-        lr=recipe.model.lr,
+        num_mask_samples=model.objective.num_mask_samples,
+        unit_kinds=tuple(model.units.kinds),
+        channels_per_unit=model.units.channels_per_unit,
+        budget=model.budget.scope,
+        lr=model["update"].lr,
     )
-    model = recipe.model
     return Choice(
         source=model.base_model,
         workload=workload,
         keep_ratios=(model.keep_ratio,),
-        dtype=model.dtype,
-        execution=model.execution,
-        attention=model.attention,
+        dtype=model.execution.dtype,
+        execution=model.execution.mode,
+        attention=model.execution.attention,
         learning=_learning(model),
     )
 
 
 def _learning(model: Any) -> Learning:
     """Make policy, estimator and update of a recipe, and nothing else of it."""
+    update = model["update"]  # not model.update, a method of its class
     parser = ArgumentParser()
     parser.add_class_arguments(Learning, "learning")
-    names = [part.name for part in fields(Learning)]
-    parsed = parser.parse_object({"learning": {name: model[name] for name in names}})
+    options = {
+        "policy": model.policy,
+        "estimator": model.estimator,
+        "update": update.optimizer,
+        "lr_rule": update.lr_rule,
+        "lr_factors": update.lr_factors,
+        "mask_granularity": model.objective.mask_granularity,
+        "objective": model.objective.loss,
+    }
+    parsed = parser.parse_object({"learning": options})
     learning: Learning = parser.instantiate(parsed).learning
     return learning

@@ -52,14 +52,14 @@ def _add_mask_options(parser: OneLineErrorParser) -> None:
         type=int | None,
         default=None,
         help="Each layer keeps a multiple of so many MLP channels, such as 64; the budget is not "
-        "exceeded. The run's model.round_to if not given.",
+        "exceeded. The run's model.units.round_to if not given.",
     )
     parser.add_argument(
         "--tensor-parallel",
         type=int | None,
         default=None,
         help="Devices that share each layer: it keeps a multiple of so many KV groups and MLP "
-        "channels, or none. The run's model.tensor_parallel if not given.",
+        "channels, or none. The run's model.units.tensor_parallel if not given.",
     )
 
 

@@ -18,29 +18,24 @@ from pgprune_lightning.comparison.local_files import content_digests, model_dige
 from pgprune_lightning.masking.model_source import resolve_model_source
 
 NO_NUMBER_CHANGES = {
-    "": (
-        *("config", "run_dir", "existing_run", "resume", "ckpt_path", "seed_everything", "wandb"),
-        *("perplexity_validation", "mask_checkpoint", "baseline_tracker", "sparsity_tracker"),
-        *("training_progress", "checkpoint", "outcome_report"),
-    ),
-    "data": ("num_workers", "cache_dir"),
-    "trainer": (
-        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"),
-        *("default_root_dir", "callbacks", "profiler"),
-    ),
+    *("config", "run_dir", "existing_run", "resume", "ckpt_path", "seed_everything", "wandb"),
+    *("perplexity_validation", "mask_checkpoint", "baseline_tracker", "sparsity_tracker"),
+    *("training_progress", "checkpoint", "outcome_report"),
+    *("data.num_workers", "data.cache_dir"),
+    *("trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
+    *("trainer.enable_model_summary", "trainer.default_root_dir", "trainer.callbacks"),
+    "trainer.profiler",
 }
-"""Options of `fit`, by group, that change no number of a cell."""
+"""Options of `fit` that change no number of a cell."""
 
 OF_TRAINING = {
-    "model": (
-        *("lr", "lr_factors", "lr_schedule", "num_mask_samples", "mask_granularity", "objective"),
-        *("estimator", "progressive"),
-    ),
-    "data": ("validation",),
+    *("model.update", "model.objective", "model.estimator", "model.budget.progressive"),
+    "data.validation",
 }
 """Those that an untrained mask does not see."""
 
-OF_MODEL = ("base_model", "dtype", "attention")
+OF_TEXT = {"data.train", "data.seed", "data.block_length", "data.batch_size"}
+"""Those that the dense model does not see besides."""
 
 Identity = dict[str, Any]
 """Primitives, nested; equal identities have equal numbers."""
@@ -118,15 +113,17 @@ def _deciding_options(kind: MethodKind, config: dict[str, Any]) -> dict[str, Any
     options = _without(options, OF_TRAINING)
     options["trainer"] = {"accelerator": config["trainer"]["accelerator"]}
     if kind == "dense":
-        options["model"] = {name: config["model"][name] for name in OF_MODEL}
-        options = _without(options, {"data": ("train", "seed", "block_length", "batch_size")})
+        model, execution = config["model"], config["model"]["execution"]
+        read_as = {name: execution[name] for name in ("dtype", "attention")}
+        options["model"] = {"base_model": model["base_model"], "execution": read_as}
+        options = _without(options, OF_TEXT)
     return options
 
 
-def _without(config: dict[str, Any], names: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Leave out options, given by group; the group "" is that of the top level."""
-    result = {name: value for name, value in config.items() if name not in names.get("", ())}
-    for group in names.keys() - {""}:
-        left = {name: value for name, value in result[group].items() if name not in names[group]}
-        result[group] = left
-    return result
+def _without(options: dict[str, Any], names: set[str], prefix: str = "") -> dict[str, Any]:
+    """Leave out options, given by their dotted names."""
+    return {
+        name: _without(value, names, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in options.items()
+        if f"{prefix}{name}" not in names
+    }

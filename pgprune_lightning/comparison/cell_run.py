@@ -123,9 +123,9 @@ def measure_making(run: Run, *observers: Callback) -> MeasuredRun:
     module = run.module
     model = open_frozen_model(  # the run will find it
         module.source,
-        dtype=resolve_dtype(module.model_dtype, device),
+        dtype=resolve_dtype(module.execution.dtype, device),
         device=device,
-        attention=module.attention,
+        attention=module.execution.attention,
     )
     making.counter.attach(model)
     # Its time and passes are a cell's result: the start is measured anew at each try.

@@ -167,7 +167,9 @@ def nested(options: dict[Any, Any], where: str) -> Options:
     result: Options = {}
     for dotted, value in options.items():
         if not isinstance(dotted, str) or not all(dotted.split(".")):
-            raise UserError(f"{where}: {dotted!r} is no name of an option, such as model.lr.")
+            raise UserError(
+                f"{where}: {dotted!r} is no name of an option, such as model.update.lr."
+            )
         *groups, name = dotted.split(".")
         branch = result
         for group in groups:

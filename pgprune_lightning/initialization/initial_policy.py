@@ -223,7 +223,8 @@ def normalized_metric(
     if not bool(metric_U.isfinite().all()):
         raise UserError(
             f"initialization.metric: {name} is not finite on this model; its weights or "
-            "activations hold NaN or infinity. Try model.dtype float32, or another model file."
+            "activations hold NaN or infinity. Try model.execution.dtype float32, or another model "
+            "file."
         )
     return normalize_metric(metric_U, inputs.space, normalization)
 

@@ -105,8 +105,8 @@ def _gradient(inputs: MetricInputs, mask_U: Tensor, batch_BT: Tensor) -> Tensor:
     gradient_U = gradients_at(inputs, mask_U, batch_BT).mean(dim=0)
     if not bool(gradient_U.isfinite().all()):
         raise UserError(
-            "initialization.refine_steps: a gradient is not finite on this model; try model.dtype "
-            "float32, or leave it at 0."
+            "initialization.refine_steps: a gradient is not finite on this model; try "
+            "model.execution.dtype float32, or leave it at 0."
         )
     return gradient_U
 

@@ -35,10 +35,10 @@ def unit_layout_of(
             an MLP's channels do not divide into such units.
     """
     if not unit_kinds or len(set(unit_kinds)) != len(unit_kinds):
-        raise UserError(f"unit_kinds: need different kinds, at least one; given {unit_kinds}.")
+        raise UserError(f"units.kinds: need different kinds, at least one; given {unit_kinds}.")
     if not any(set(unit_kinds) <= together for together in _COMBINATIONS):
         raise UserError(
-            f"unit_kinds: {list(unit_kinds)} mixes units with what they are parts of; use [layer] "
+            f"units.kinds: {list(unit_kinds)} mixes units with what they are parts of; use [layer] "
             "alone, attention and mlp, or kv_group and mlp_channel, each pair or one of it."
         )
     layers = decoder_layers(model)
@@ -53,7 +53,7 @@ def _check_channels_per_unit(
 ) -> None:
     if channels != 1 and "mlp_channel" not in unit_kinds:
         raise UserError(
-            f"channels_per_unit: {channels} is given, but mlp_channel is not among unit_kinds "
+            f"channels_per_unit: {channels} is given, but mlp_channel is not among units.kinds "
             f"{list(unit_kinds)}; leave it at 1, or add mlp_channel."
         )
     for width in {layer.mlp.num_channels for layer in layers}:

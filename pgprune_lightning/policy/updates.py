@@ -180,7 +180,9 @@ class ProjectedSGD(PolicyUpdate):
         momentum: float = 0.0,
     ) -> None:
         if not 0 <= momentum < 1:
-            raise UserError(f"model.update: momentum must lie in [0, 1), given {momentum}.")
+            raise UserError(
+                f"model.update.optimizer: momentum must lie in [0, 1), given {momentum}."
+            )
         super().__init__(policy, lr, project, step_rule)
         self.momentum = momentum
 
@@ -226,7 +228,9 @@ class Adam(PolicyUpdate):
     ) -> None:
         for name, value in (("mean_decay", mean_decay), ("square_decay", square_decay)):
             if not 0 <= value < 1:
-                raise UserError(f"model.update: {name} must lie in [0, 1), given {value}.")
+                raise UserError(
+                    f"model.update.optimizer: {name} must lie in [0, 1), given {value}."
+                )
         super().__init__(policy, lr, project, step_rule)
         self.mean_decay = mean_decay
         self.square_decay = square_decay
@@ -275,7 +279,7 @@ class NaturalGradient(PolicyUpdate):
         damping: float = 0.01,
     ) -> None:
         if not damping > 0:
-            raise UserError(f"model.update: damping must be above 0, given {damping}.")
+            raise UserError(f"model.update.optimizer: damping must be above 0, given {damping}.")
         super().__init__(policy, lr, project, step_rule)
         self.damping = damping
 

@@ -138,7 +138,7 @@ def check_checkpoint(ckpt_path: str | Path, policy: MaskPolicy) -> None:
     if found != num_units:
         raise UserError(
             f"checkpoint: {ckpt_path} holds a policy over {found} units, but model.base_model and "
-            f"model.unit_kinds give {num_units}. {config}"
+            f"model.units.kinds give {num_units}. {config}"
         )
     if {name: t.shape for name, t in state.items()} != {n: t.shape for n, t in expected.items()}:
         raise UserError(
@@ -182,8 +182,8 @@ def check_run(
         )
     if checkpoint.get("update", update) != update:
         raise UserError(
-            f"checkpoint: it was learned with model.update {checkpoint['update']}, not {update}. "
-            "Go on with the config of its run, RUN_DIR/config.yaml."
+            f"checkpoint: it was learned with model.update.optimizer {checkpoint['update']}, not "
+            f"{update}. Go on with the config of its run, RUN_DIR/config.yaml."
         )
 
 

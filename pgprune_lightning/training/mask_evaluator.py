@@ -23,17 +23,25 @@ MaskGranularity = Literal["batch", "sequence"]
 
 @dataclass(frozen=True)
 class MaskEvaluator:
-    """Evaluates the masks of a step.
+    """Evaluates the masks of a step; the options `model.objective`.
 
     Args:
-        num_mask_samples: Masks for each text on each rank (N_s).
-        mask_granularity: What a text is: the whole `batch`, or each `sequence` of it.
-        objective: What the loss is.
+        num_mask_samples: Masks drawn in each step on each rank (N_s), for the batch or for each
+            sequence of it, as `mask_granularity` says.
+        mask_granularity: The text that evaluates a mask: the whole `batch`, with one forward pass a
+            mask, as the paper; or one `sequence`, so that a batch of B sequences evaluates B masks
+            for each of `num_mask_samples`, all in one forward pass of as many sequences, which
+            computes what the masks drop too. The loss varies more across masks than across texts,
+            so many masks tell more.
+        loss: The loss of a mask in training, in nats per token: the `cross_entropy` of the text, as
+            the paper, or `kl_to_dense`, the divergence KL(dense || masked) of the next-token
+            distributions, with one dense forward pass more a step. Validation measures perplexity
+            either way.
     """
 
-    num_mask_samples: int
-    mask_granularity: MaskGranularity
-    objective: Objective
+    num_mask_samples: int = 2
+    mask_granularity: MaskGranularity = "batch"
+    loss: Objective = "cross_entropy"
 
     def check(self, estimator: GradientEstimator, batch_size: int | None = None) -> None:
         """Refuse fewer masks a step than the estimator needs.
@@ -45,6 +53,10 @@ class MaskEvaluator:
         Raises:
             UserError: There are too few.
         """
+        if self.num_mask_samples < 1:
+            raise UserError(
+                f"objective.num_mask_samples: must be at least 1, given {self.num_mask_samples}."
+            )
         num_texts = 1
         if self.mask_granularity == "sequence":
             num_texts = 2 if batch_size is None else batch_size  # the benefit of the doubt
@@ -89,9 +101,9 @@ class MaskEvaluator:
 
     def _losses(self, masked_model: LossReader, batch_BT: Tensor, masks_SU: Tensor) -> Tensor:
         if self.mask_granularity == "batch":
-            return masked_model.losses_of_masks(batch_BT, masks_SU, self.objective)
+            return masked_model.losses_of_masks(batch_BT, masks_SU, self.loss)
         batch_ST = batch_BT.repeat_interleave(self.num_mask_samples, dim=0)
-        return masked_model.losses_of_sequences(batch_ST, masks_SU, self.objective)
+        return masked_model.losses_of_sequences(batch_ST, masks_SU, self.loss)
 
     def _dense_losses(self, masked_model: LossReader, batch_BT: Tensor) -> Tensor:
         """Cross entropy of the dense model on the text of each mask, for every objective, (S,)."""
@@ -116,6 +128,7 @@ def check_losses(losses_R: Tensor, step: int) -> None:
     sample = int((~losses_R.isfinite()).nonzero()[0])
     raise UserError(
         f"The loss of mask sample {sample} in step {step} is {float(losses_R[sample])}; the policy "
-        "stays as it was before this step. Try model.dtype float32, a higher model.keep_ratio, or "
-        "look for broken weights; --resume auto goes on from the last checkpoint."
+        "stays as it was before this step. Try model.execution.dtype float32, a higher "
+        "model.keep_ratio, or look for broken weights; --resume auto goes on from the last "
+        "checkpoint."
     )

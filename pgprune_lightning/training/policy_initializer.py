@@ -60,8 +60,8 @@ class PolicyInitializer:
         check_features(feature_names, space)
         if shard > 1 and (initialization.needs_gradients or features_need_gradients(feature_names)):
             raise UserError(
-                f"model.shard: {shard} ranks that share a model cannot take the backward pass of "
-                "the metrics taylor and fisher and of refine_steps. Choose another "
+                f"model.execution.shard: {shard} ranks that share a model cannot take the backward "
+                "pass of the metrics taylor and fisher and of refine_steps. Choose another "
                 "model.initialization.metric (and features), or give its "
                 "model.initialization.scores, measured before."
             )

@@ -15,7 +15,7 @@ from pgprune_lightning.masking.decoder_family import family_of
 from pgprune_lightning.masking.frozen_model import load_model_config
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import BudgetScope, FeasibleSet, MaskPolicy, UnitLayout
+from pgprune_lightning.policy import FeasibleSet, MaskPolicy, UnitLayout
 from pgprune_lightning.training.budget_schedule import BudgetSchedule
 from pgprune_lightning.training.checkpoints import (
     check_run,
@@ -23,6 +23,7 @@ from pgprune_lightning.training.checkpoints import (
     place_loops,
 )
 from pgprune_lightning.training.masked_model import MaskedModel
+from pgprune_lightning.training.options import BudgetOptions, UnitOptions
 
 
 class PolicyModule(LightningModule):
@@ -33,11 +34,8 @@ class PolicyModule(LightningModule):
 
     source: ModelSource
     keep_ratio: float
-    budget: BudgetScope
-    protected_layers: list[int]
-    layer_keep_ratios: tuple[float, float]
-    round_to: int = 1
-    tensor_parallel: int = 1
+    units: UnitOptions
+    budget: BudgetOptions
     masked_model: MaskedModel
     budgets: BudgetSchedule
     policy: MaskPolicy
@@ -107,12 +105,13 @@ class PolicyModule(LightningModule):
     @property
     def target_budget(self) -> dict[str, Any]:
         """The budget of the finished run, as plans describe it."""
-        blocks = {"round_to": self.round_to, "tensor_parallel": self.tensor_parallel}
+        units = self.units
+        blocks = {"round_to": units.round_to, "tensor_parallel": units.tensor_parallel}
         return {
             "keep_ratio": self.keep_ratio,
-            "scope": self.budget,
-            "protected_layers": list(self.protected_layers),
-            "layer_keep_ratios": list(self.layer_keep_ratios),
+            "scope": self.budget.scope,
+            "protected_layers": list(units.protected_layers),
+            "layer_keep_ratios": list(self.budget.layer_keep_ratios),
         } | {name: number for name, number in blocks.items() if number != 1}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -29,12 +29,14 @@ TRAINER_DEFAULTS = {
 """What a run of policy-gradient pruning needs of the Trainer.
 
 Validation counts steps and not epochs; the sanity check over the whole validation text measures
-the untrained mask; the precision is the policy's, the frozen model has its own (`model.dtype`).
+the untrained mask; the precision is the policy's (`model.execution.dtype` is the frozen model's).
 Every pass is under `no_grad`; inference mode, no faster here, does not go with a shared model.
 """
 
 _NO_EPOCH = "the training text is read again and again, and an epoch has no end"
-_CLIPPING = "a step moves probabilities; bound it by model.lr, or model.lr_rule: rms_change"
+_CLIPPING = (
+    "a step moves probabilities; bound it by model.update.lr, or model.update.lr_rule: rms_change"
+)
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_epochs": (
         (-1, None),
@@ -60,7 +62,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "accumulate_grad_batches": (
         (1,),
         "each batch is a step. For more text in a step raise data.batch_size, for more masks "
-        "model.num_mask_samples",
+        "model.objective.num_mask_samples",
     ),
     "gradient_clip_val": ((None,), _CLIPPING),
     "gradient_clip_algorithm": ((None,), _CLIPPING),
@@ -177,12 +179,12 @@ def check_trainer(trainer: Trainer, *, has_max_time: bool) -> None:
     if not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):
         raise UserError(
             f"trainer.strategy: must be auto or ddp, given {type(trainer.strategy).__name__}. A "
-            "model too large for a device is shared by model.shard."
+            "model too large for a device is shared by model.execution.shard."
         )
     if trainer.precision != "32-true":
         raise UserError(
             f"trainer.plugins: the policy needs precision 32-true, given {trainer.precision}. For "
-            "the language model set model.dtype."
+            "the language model set model.execution.dtype."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for kind, instead in OTHER_CALLBACKS.items():

@@ -55,13 +55,13 @@ class BackpropagatedPruning(PolicyGradientPruning):
     ) -> None:
         """Check what can be checked without a model."""
         super().__init__(base_model, keep_ratio, **options)
-        gates.check_mask_samples(self.num_mask_samples)
+        gates.check_mask_samples(self.objective.num_mask_samples)
         if seconds is not None and not 0 < seconds < math.inf:
             raise UserError(f"seconds: must be above 0 and finite, given {seconds}.")
-        if self.evaluator.objective != "cross_entropy":
+        if self.objective.loss != "cross_entropy":
             raise UserError(
-                "objective: back-propagation is for comparison with cross_entropy, given "
-                f"{self.evaluator.objective}."
+                "objective.loss: back-propagation is for comparison with cross_entropy, given "
+                f"{self.objective.loss}."
             )
         self.gates = gates
         self.seconds = seconds
@@ -84,11 +84,15 @@ class BackpropagatedPruning(PolicyGradientPruning):
 
     def configure_optimizers(self) -> Any:
         """Adam on the logits, whatever the size of a unit's gradient."""
-        if self.lr_schedule == "cosine" and self.seconds is None and self.trainer.max_steps < 1:
+        if (
+            self.update.lr_schedule == "cosine"
+            and self.seconds is None
+            and self.trainer.max_steps < 1
+        ):
             raise UserError("lr_schedule: cosine ends at trainer.max_steps, which is not set.")
         # Gate gradients of channels are about 1e-4 nats and smaller; Adam's usual epsilon of 1e-8
         # is for gradients of weights.
-        return Adam([self.logits_U], lr=self.lr, eps=1e-12)
+        return Adam([self.logits_U], lr=self.update.lr, eps=1e-12)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Draw gates, back-propagate to them, step the logits, meet the budget again.
@@ -109,9 +113,9 @@ class BackpropagatedPruning(PolicyGradientPruning):
         self.logits_U.grad = logit_gradient(gradient_U, s_U, self.feasible_set)
         optimizer: Any = self.optimizers()
         share = self._share_done()
-        factor = (1 + math.cos(math.pi * share)) / 2 if self.lr_schedule == "cosine" else 1.0
+        factor = (1 + math.cos(math.pi * share)) / 2 if self.update.lr_schedule == "cosine" else 1.0
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * factor
+            group["lr"] = self.update.lr * factor
         optimizer.step()
         self._meet_budget()
         if self.seconds is not None and self._elapsed() >= self.seconds:
@@ -126,13 +130,13 @@ class BackpropagatedPruning(PolicyGradientPruning):
         """Losses of this rank's draws, (S,), and the mean gradient by s, (U,), float64."""
         generator = mask_generator(self.seed, self.global_step, self.global_rank, self.device)
         losses, gradient_U = [], torch.zeros_like(s_U)
-        for _ in range(self.num_mask_samples):
+        for _ in range(self.objective.num_mask_samples):
             leaf_U = s_U.clone().requires_grad_()
             drawn_U = self.gates.draw(leaf_U, self.feasible_set, generator)
             loss, by_gate_U = self._loss_and_gate_gradient(batch_BT, drawn_U.detach())
             losses.append(loss)
             (by_probability_U,) = torch.autograd.grad(drawn_U, leaf_U, by_gate_U)
-            gradient_U += by_probability_U / self.num_mask_samples
+            gradient_U += by_probability_U / self.objective.num_mask_samples
         return torch.stack(losses), gradient_U
 
     def _loss_and_gate_gradient(self, batch_BT: Tensor, drawn_U: Tensor) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ def test_a_run_that_only_harms_returns_the_mask_it_started_from(
             measured.append(float(trainer.callback_metrics["val/perplexity"]))
 
     options = {} if policy is None else {"policy": policy}
-    module = tiny_run.module(update=Uphill, lr=0.3, lr_rule="rms_change", **options)
+    module = tiny_run.module(optimizer=Uphill, lr=0.3, lr_rule="rms_change", **options)
     keeper = MaskCheckpoint(str(tiny_run.folder))
     tiny_run.trainer([Recorder(), keeper], max_steps=6).fit(
         module, datamodule=tiny_run.datamodule()
@@ -129,7 +129,7 @@ def test_the_overlay_ends_a_run(tiny_command: TinyCommand, tmp_path: Path) -> No
     run = tiny_command(
         "fit",
         *("--config", str(overlay), "--trainer.max_steps=50", "--trainer.val_check_interval=1"),
-        *("--model.lr=1e-12",),
+        *("--model.update.lr=1e-12",),
     )
     assert run.status == 0, run.err
     assert json.loads((tiny_command.run_dir / "summary.json").read_text())["steps"] == 5

@@ -66,7 +66,7 @@ def test_a_task_takes_its_line_and_its_folder(tmp_path: Path) -> None:
     array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
     sweep = {"SWEEP": "configs/cluster/sweep.txt", "RUNS": str(tmp_path)}
     called, _ = _submitted(tmp_path, "--config", "a.yaml", **array, **sweep)
-    assert "--config a.yaml --model.lr 0.004 --seed_everything 0 --trainer" in called
+    assert "--config a.yaml --model.update.lr 0.004 --seed_everything 0 --trainer" in called
     assert f"--run_dir {tmp_path}/prune-5-3 " in called
 
 

@@ -170,12 +170,12 @@ def test_a_sweep_has_a_line_and_a_folder_for_each_task(
     slurm: None, pgprune_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = tmp_path / "sweep.txt"
-    sweep.write_text("--seed_everything 3\n--seed_everything 4 --model.lr 0.5\n")
+    sweep.write_text("--seed_everything 3\n--seed_everything 4 --model.update.lr 0.5\n")
     monkeypatch.setenv("SWEEP", str(sweep))
     job = Job(tmp_path, pgprune_data, "--trainer.max_steps=2", slurm=("--array=1-3",))
     job.wait(lambda: not _said("squeue", "--noheader", "--jobs", job.id).strip())
     configs = {path.parent.name: path.read_text() for path in tmp_path.glob("*/config.yaml")}
     assert configs.keys() == {f"pgprune-{job.id}-{task}" for task in (1, 2)}
     assert "seed_everything: 3" in configs[f"pgprune-{job.id}-1"]
-    assert "  lr: 0.5\n" in configs[f"pgprune-{job.id}-2"]
+    assert "    lr: 0.5\n" in configs[f"pgprune-{job.id}-2"]
     assert "has no line '3'; give --array 1-N" in job.log.read_text()

@@ -89,7 +89,7 @@ def test_the_numbers_are_those_of_fit_and_test(
 def test_back_propagation_stands_beside_forward_passes(compare: Compare, tmp_path: Path) -> None:
     """Six steps of 2 sequences of 16 tokens: 2 masks each, or one forward and one backward pass."""
     straight = {
-        "model.num_mask_samples": 1,
+        "model.objective.num_mask_samples": 1,
         "model.gates.class_path": "research.backpropagation.StraightThrough",
         "model.gates.init_args.mask": "sample",
     }
@@ -129,7 +129,7 @@ def test_the_options_of_back_propagation_are_its_own(compare: Compare) -> None:
     run = compare(methods={"learned": {"kind": "learned", "options": options}})
     assert run.status == 2
     assert "gates" in run.err
-    two = {"kind": "backpropagated", "options": {"model.num_mask_samples": 2}}
+    two = {"kind": "backpropagated", "options": {"model.objective.num_mask_samples": 2}}
     run = compare(methods={"straight": two})
     assert run.status == 2
     assert "methods.straight: num_mask_samples" in run.err
@@ -139,8 +139,8 @@ def test_the_options_of_back_propagation_are_its_own(compare: Compare) -> None:
     ("options", "message"),
     [
         ({"model.keep_ratio": 1.5}, "keep_ratio: must lie in"),
-        ({"model.unit_kinds": ["layer", "mlp"]}, "unit_kinds: "),
-        ({"model.unit_kinds": ["layer"]}, "initialization.metric: wanda_sp measures"),
+        ({"model.units.kinds": ["layer", "mlp"]}, "units.kinds: "),
+        ({"model.units.kinds": ["layer"]}, "initialization.metric: wanda_sp measures"),
         ({"trainer.num_sanity_val_steps": 1}, "The untrained mask would not be measured"),
     ],
 )

@@ -34,10 +34,12 @@ def _config(model: Path) -> dict[str, Any]:
         "run_dir": "runs/a",
         "seed_everything": 0,
         "model": {
-            **{"base_model": str(model), "dtype": "float32", "attention": "sdpa"},
-            **{"keep_ratio": 0.6, "lr": 0.1, "lr_factors": None, "lr_schedule": "constant"},
-            **{"num_mask_samples": 2, "objective": "cross_entropy", "estimator": {"window": 5}},
-            **{"progressive": None, "seed": 0, "initialization": {"metric": "wanda_sp"}},
+            **{"base_model": str(model), "keep_ratio": 0.6, "estimator": {"window": 5}},
+            **{"budget": {"progressive": None}, "seed": 0},
+            "update": {"lr": 0.1, "lr_factors": None, "lr_schedule": "constant"},
+            "objective": {"num_mask_samples": 2, "loss": "cross_entropy"},
+            "execution": {"dtype": "float32", "attention": "sdpa"},
+            "initialization": {"metric": "wanda_sp"},
         },
         "data": {
             **{"train": {"path": "a"}, "validation": {"path": "b"}, "num_workers": 0},
@@ -55,9 +57,9 @@ def _config(model: Path) -> dict[str, Any]:
         ("data.num_workers", 2, ""),
         ("trainer.log_every_n_steps", 5, ""),
         ("trainer.max_steps", 10, "learned backpropagated"),
-        ("model.lr", 0.2, "learned backpropagated"),
+        ("model.update.lr", 0.2, "learned backpropagated"),
         ("model.estimator", {"window": 6}, "learned backpropagated"),
-        ("model.mask_granularity", "sequence", "learned backpropagated"),
+        ("model.objective.mask_granularity", "sequence", "learned backpropagated"),
         ("data.validation", {"path": "e"}, "learned backpropagated"),
         ("model.keep_ratio", 0.7, "learned backpropagated metric slicegpt"),
         ("data.train", {"path": "e"}, "learned backpropagated metric slicegpt"),
@@ -68,7 +70,7 @@ def _config(model: Path) -> dict[str, Any]:
             [{"path": "d"}, {"path": "c"}],
             "learned backpropagated metric slicegpt dense",
         ),
-        ("model.dtype", "bfloat16", "learned backpropagated metric slicegpt dense"),
+        ("model.execution.dtype", "bfloat16", "learned backpropagated metric slicegpt dense"),
         ("trainer.accelerator", "gpu", "learned backpropagated metric slicegpt dense"),
     ],
 )
@@ -77,8 +79,11 @@ def test_an_option_makes_another_cell_where_it_changes_a_number(
 ) -> None:
     config = _config(tiny_model_folder)
     changed = copy.deepcopy(config)
-    group, _, name = option.rpartition(".")
-    (changed[group] if group else changed)[name] = value
+    *groups, name = option.split(".")
+    inner = changed
+    for group in groups:
+        inner = inner[group]
+    inner[name] = value
     every_kind: tuple[MethodKind, ...] = (
         "dense",
         "metric",

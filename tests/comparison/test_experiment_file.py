@@ -16,7 +16,7 @@ WriteFile = Callable[..., Path]
 
 def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
     path = experiment_file(
-        options={"trainer.max_steps": 3, "model": {"lr": 0.1}},
+        options={"trainer.max_steps": 3, "model": {"update": {"lr": 0.1}}},
         seeds=[0, 7],
         evaluation_tokens=64,
         zero_shot=["piqa"],
@@ -29,7 +29,7 @@ def test_everything_in_a_file_is_read(experiment_file: WriteFile) -> None:
     experiment = load_experiment(path)
     assert experiment.title == "Two masks"
     assert experiment.recipe == (path.parent / "config.yaml",)
-    assert experiment.options == {"trainer": {"max_steps": 3}, "model": {"lr": 0.1}}
+    assert experiment.options == {"trainer": {"max_steps": 3}, "model": {"update": {"lr": 0.1}}}
     assert experiment.settings == {
         "0.8": {"model": {"keep_ratio": 0.8}},
         "0.6": {"model": {"keep_ratio": 0.6}},
@@ -91,9 +91,9 @@ def test_settings_may_be_numbers(experiment_file: WriteFile) -> None:
 
 
 def test_some_settings_are_chosen(experiment_file: WriteFile) -> None:
-    path = experiment_file(settings={"0.9": {}, "0.8": {"model.lr": 1.0}, "0.7": {}})
+    path = experiment_file(settings={"0.9": {}, "0.8": {"model.update.lr": 1.0}, "0.7": {}})
     experiment = load_experiment(path, settings=["0.7", "0.8"])
-    assert experiment.settings == {"0.8": {"model": {"lr": 1.0}}, "0.7": {}}
+    assert experiment.settings == {"0.8": {"model": {"update": {"lr": 1.0}}}, "0.7": {}}
     for wrong in (["0.6"], []):
         with pytest.raises(UserError, match=r"settings: it has no .*give some of 0\.9, 0\.8, 0\.7"):
             load_experiment(path, settings=wrong)
@@ -107,10 +107,14 @@ def test_the_command_line_overrides_options_and_seeds(experiment_file: WriteFile
 
 
 def test_layers_come_in_the_order_in_which_later_ones_win(experiment_file: WriteFile) -> None:
-    methods = {"learned": {"kind": "learned", "options": {"model.lr": 3}}}
-    path = experiment_file(options={"model.lr": 1}, methods=methods)
+    methods = {"learned": {"kind": "learned", "options": {"model.update.lr": 3}}}
+    path = experiment_file(options={"model.update.lr": 1}, methods=methods)
     layers = load_experiment(path).layers("0.8", "learned")
-    assert layers == [{"model": {"lr": 1}}, {"model": {"keep_ratio": 0.8}}, {"model": {"lr": 3}}]
+    assert layers == [
+        {"model": {"update": {"lr": 1}}},
+        {"model": {"keep_ratio": 0.8}},
+        {"model": {"update": {"lr": 3}}},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -154,8 +158,14 @@ def test_layers_come_in_the_order_in_which_later_ones_win(experiment_file: Write
         ({"picture": {"kind": "pie"}}, "picture.kind: must be one of bars"),
         ({"picture": {"kind": "bars", "value": "perplexity_8"}}, "picture.value: must be one of"),
         ({"picture": {"kind": "sparsity", "method": "dense"}}, "picture.method: must be one of"),
-        ({"options": {"model.lr": 1, "model": {"lr": 2}}}, "options: model.lr is given twice"),
-        ({"options": {"model": 1, "model.lr": 2}}, "options: model.lr is given, and model"),
+        (
+            {"options": {"model.update.lr": 1, "model": {"update": {"lr": 2}}}},
+            "options: model.update.lr is given twice",
+        ),
+        (
+            {"options": {"model": 1, "model.update.lr": 2}},
+            "options: model.update.lr is given, and model",
+        ),
         ({"options": {"model..lr": 1}}, "options: 'model..lr' is no name"),
     ],
 )
@@ -170,8 +180,8 @@ def test_a_mistake_in_the_file_is_named(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model.lrr": 1}, r"there is no option model.lrr. Did you mean model.lr\?"),
-        ({"model.lr": "much"}, "model.lr: must be a number; given much"),
+        ({"model.lrr": 1}, r"there is no option model.lrr. Did you mean model.update.lr\?"),
+        ({"model.update.lr": "much"}, "model.update.lr: must be a number; given much"),
         ({"model.initialization.metric": "wanda"}, "model.initialization.metric:.*wanda"),
         ({"run_dir": "x"}, "run_dir: the comparison chooses it"),
         ({"seed_everything": 1}, "seed_everything: the comparison chooses it"),

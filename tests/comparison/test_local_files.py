@@ -31,7 +31,8 @@ def _identity(
 ) -> dict[str, Any]:
     config = {
         "model": {
-            **{"base_model": str(model), "dtype": "float32", "attention": "sdpa"},
+            "base_model": str(model),
+            "execution": {"dtype": "float32", "attention": "sdpa"},
             "initialization": {"metric": "wanda_sp", "plan": None, "scores": None, **start},
         },
         "data": {

@@ -45,7 +45,7 @@ def cell_options(experiment: Experiment, setting: str, method: str) -> Options:
 
 def expected_options(expected: Expected, model: str, ratio: float, method: str) -> Options:
     """What the paper changes of the recipe for a cell."""
-    step_size = {"model.lr": 0.006} if model == "LLaMA-3-8B" else {}
+    step_size = {"model.update.lr": 0.006} if model == "LLaMA-3-8B" else {}
     cell = {"model.base_model": HUB_IDS[model], "model.keep_ratio": ratio}
     return {**expected.options, **cell, **step_size, **expected.methods[method]}
 
@@ -53,7 +53,7 @@ def expected_options(expected: Expected, model: str, ratio: float, method: str) 
 def expected_steps(options: Options) -> int:
     """One epoch, or a third of one for each ratio that Random-Progressive passes."""
     names = ("start", "step", "steps_per_stage")
-    given = {name: options.get(f"model.progressive.{name}") for name in names}
+    given = {name: options.get(f"model.budget.progressive.{name}") for name in names}
     if None in given.values():
         return EPOCH
     ratios = Progressive(**given).ratios(options["model.keep_ratio"])  # type: ignore[arg-type]
@@ -158,7 +158,11 @@ def test_the_estimators_are_those_that_the_tables_compare() -> None:
         experiment = load(name)
         model = parsed_cell(experiment, next(iter(experiment.settings)), method).model
         chosen = model.estimator.as_dict()
-        return chosen["class_path"].rpartition(".")[2], chosen["init_args"], model.num_mask_samples
+        return (
+            chosen["class_path"].rpartition(".")[2],
+            chosen["init_args"],
+            model.objective.num_mask_samples,
+        )
 
     common = {"score_scale": "variance", "normalization": "samples"}
     average = common | {"start": "zero", "order": "update_then_use"}
@@ -193,7 +197,7 @@ def test_the_readme_counts_the_runs_and_hours(name: str) -> None:
     hours = sum(
         HOURS[model.rpartition("-")[2]]
         * (expected_steps(options) / EPOCH)
-        * (options.get("model.num_mask_samples", 2) / 2)
+        * (options.get("model.objective.num_mask_samples", 2) / 2)
         * (length / 128)
         for model, options in runs
     )

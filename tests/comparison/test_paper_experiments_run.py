@@ -21,8 +21,8 @@ TEXT: dict[str, Any] = {
 NO_HUB = {"name": None, "split": "train", "local_copy": None, "join": "end_token"}
 TINY: dict[str, Any] = {
     "model.base_model": "${PGPRUNE_DATA}/stories260K",
-    "model.dtype": "float32",
-    "model.lr": 0.02,
+    "model.execution.dtype": "float32",
+    "model.update.lr": 0.02,
     "model.initialization.num_blocks": 4,
     "data.train": {**TEXT, "data_files": None},
     "data.validation": {**TEXT, **NO_HUB, "label": "validation", "num_blocks": 2},
@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "trainer.val_check_interval": 2,
 }
 """Over every row: no hub, no GPU, no time."""
-FEWER_LAYERS = {"model.protected_layers": [0]}
+FEWER_LAYERS = {"model.units.protected_layers": [0]}
 SHORT_LATENCY = {"batch_size": 1, "sequence_length": 16, "repetitions": 1}
 SHORT_TASKS = {
     "zero_shot": ["arc_easy"],
@@ -47,7 +47,7 @@ SHORT_TUNING = {
     "records": "${PGPRUNE_DATA}/alpaca/alpaca_9k.jsonl",
     **{"rank": 2, "num_records": 4, "batch_size": 4, "max_length": 256, "epochs": 1},
 }
-SHORT_STAGES = {"model.progressive.steps_per_stage": 1, "trainer.max_steps": 7}
+SHORT_STAGES = {"model.budget.progressive.steps_per_stage": 1, "trainer.max_steps": 7}
 """Over rows that protect layers, of which the tiny model has five, and over progressive ones."""
 
 
@@ -57,8 +57,8 @@ def smallest_form(name: str) -> dict[str, Any]:
     for method in data["methods"].values():
         own = method.get("options", {})
         method["options"] = own | TINY
-        method["options"] |= FEWER_LAYERS if "model.protected_layers" in own else {}
-        method["options"] |= SHORT_STAGES if "model.progressive.start" in own else {}
+        method["options"] |= FEWER_LAYERS if "model.units.protected_layers" in own else {}
+        method["options"] |= SHORT_STAGES if "model.budget.progressive.start" in own else {}
     # One name, so that equal cells of different files lie in the same folder.
     settings = {"first": next(iter(data.get("settings", {"all": {}}).values()))}
     pictures = json.dumps(data["picture"])

@@ -52,7 +52,9 @@ class _Fits:
         resume = ("--resume=auto",)
         return {
             "equal fits, together": lambda name: self._together(name, resume, resume),
-            "different fits, together": lambda name: self._together(name, (), ("--model.lr=0.5",)),
+            "different fits, together": lambda name: self._together(
+                name, (), ("--model.update.lr=0.5",)
+            ),
             "a fit beside one that trains": lambda name: self._later(name, *resume),
             "a fit that moves one that trains aside": lambda name: self._later(
                 name, "--existing_run=move_aside"

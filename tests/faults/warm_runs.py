@@ -129,9 +129,9 @@ def make_warm_runs(data: Path, folder: Path, **trainer: Any) -> WarmRuns:
         "model": {
             "base_model": str(data / "stories260K"),
             "keep_ratio": 0.7,
-            "lr": 0.01,
+            "update": {"lr": 0.01},
             "initialization": {"num_blocks": 4},
-            "dtype": "float32",
+            "execution": {"dtype": "float32"},
         },
         "data": {
             "train": stories | {"part": [0.0, 0.8]},

@@ -153,7 +153,7 @@ def test_a_run_starts_from_it(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
         options = Initialization(
             metric="fisher", normalization="per_parameter", num_blocks=16, refine_steps=steps
         )
-        module = tiny_run.module(initialization=options, budget="parameters", lr=1e-9)
+        module = tiny_run.module(initialization=options, scope="parameters", lr=1e-9)
         tiny_run.trainer(max_steps=1).fit(module, datamodule=tiny_run.datamodule())
         return module.policy.keep_probabilities.detach()
 

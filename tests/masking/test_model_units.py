@@ -159,7 +159,7 @@ def test_channels_that_do_not_divide_are_refused(
 
 
 def test_units_of_channels_need_channels(tiny_model: Callable[..., PreTrainedModel]) -> None:
-    with pytest.raises(UserError, match="mlp_channel is not among unit_kinds"):
+    with pytest.raises(UserError, match=r"mlp_channel is not among units\.kinds"):
         unit_layout_of(tiny_model("llama_gqa"), ["kv_group"], 2)
 
 

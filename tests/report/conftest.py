@@ -86,7 +86,7 @@ CONFIG = {
     "model": {
         "base_model": "org/model",
         "keep_ratio": 0.5,
-        "lr": 0.02,
+        "update": {"lr": 0.02},
         "estimator": {
             "class_path": "pgprune_lightning.policy.MovingAverageBaseline",
             "init_args": {"window": 5},

@@ -115,11 +115,11 @@ def test_a_summary_of_other_types_is_no_crash(write_run: WriteRun) -> None:
 def test_runs_are_compared_by_what_differs(write_run: WriteRun) -> None:
     better = made_summary()
     better["learned"]["perplexity"] = 44.5
-    config = {"model": {"base_model": "org/model", "keep_ratio": 0.5, "lr": 0.5}}
+    config = {"model": {"base_model": "org/model", "keep_ratio": 0.5, "update": {"lr": 0.5}}}
     page = page_of(write_run("a"), write_run("b", summary=better, config=config))
     text = Tags(page).text
     assert "do not compare" not in text
-    assert "model.lr0.020.5" in text
+    assert "model.update.lr0.020.5" in text
     (chosen,) = re.findall(
         r'<tr class="chosen"><th[^>]*>(\w+)</th>', page.partition("run0")[2][:9000]
     )

@@ -18,7 +18,7 @@ from research.backpropagation import (
     GumbelSoftmax,
     StraightThrough,
 )
-from tests.tiny_runs import TinyRun
+from tests.tiny_runs import TinyRun, grouped
 
 SAMPLE = StraightThrough("sample")
 
@@ -29,11 +29,11 @@ def module(tiny_run: TinyRun, **options: Any) -> BackpropagatedPruning:
         "keep_ratio": 0.6,
         "lr": 0.05,
         "num_mask_samples": 1,
-        "fill_budget": True,
+        "fill": True,
         "initialization": Initialization(num_blocks=8),
         "dtype": "float32",
     }
-    return BackpropagatedPruning(**(defaults | options))
+    return BackpropagatedPruning(**grouped(defaults | options))
 
 
 def fit(tiny_run: TinyRun, fitted: BackpropagatedPruning, **options: Any) -> BackpropagatedPruning:
@@ -139,8 +139,8 @@ def test_it_ends_with_its_time_and_validates_what_it_has(tiny_run: TinyRun) -> N
         ({"num_mask_samples": 2}, "num_mask_samples: the budget's mask is the same in all 2"),
         ({"seconds": 0.0}, "seconds: must be above 0"),
         (
-            {"objective": "kl_to_dense"},
-            "objective: back-propagation is for comparison with cross_entropy",
+            {"loss": "kl_to_dense"},
+            "objective.loss: back-propagation is for comparison with cross_entropy",
         ),
     ],
 )

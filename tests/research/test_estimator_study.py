@@ -66,7 +66,9 @@ def test_the_summary_has_a_value_for_each_seed_and_names_all_passes() -> None:
 
 
 def test_time_is_given_by_setting(experiment_file: Callable[..., Path]) -> None:
-    methods = {"straight": {"kind": "backpropagated", "options": {"model.num_mask_samples": 1}}}
+    methods = {
+        "straight": {"kind": "backpropagated", "options": {"model.objective.num_mask_samples": 1}}
+    }
     experiment = load_experiment(experiment_file(methods=methods))
     measured = results(fast=entry())
     measured["settings"]["0.6"] = {"methods": {"fast": entry(seconds=0.2)}}
@@ -102,13 +104,13 @@ def test_a_study_from_end_to_end(
     experiment_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fast = tmp_path / "fast.yaml"
-    fast.write_text("model: {num_mask_samples: 4}\n")
+    fast.write_text("model: {objective: {num_mask_samples: 4}}\n")
     methods = {"dense": {"kind": "dense"}, "fast": {"kind": "learned", "recipe": "fast.yaml"}}
     settings = {"0.6": {"model.keep_ratio": 0.6}}
     common = {"settings": settings, "seeds": [0, 1], "evaluation_lengths": [16]}
     recipes = experiment_file(methods=methods, **common)
     timed = tmp_path / "timed.yaml"
-    straight = {"kind": "backpropagated", "options": {"model.num_mask_samples": 1}}
+    straight = {"kind": "backpropagated", "options": {"model.objective.num_mask_samples": 1}}
     options = {"trainer.max_steps": 100000}
     changes = {"methods": {"straight": straight}, "options": options}
     timed.write_text(yaml.safe_dump(yaml.safe_load(recipes.read_text()) | changes))

@@ -45,7 +45,7 @@ def test_every_row_is_measured_where_it_starts(
 
     monkeypatch.setattr(gradient_variance, "build_run", kept)
     plain = {"model.estimator": {"class_path": "pgprune_lightning.policy.PlainReinforce"}}
-    many = {"model.num_mask_samples": 8}
+    many = {"model.objective.num_mask_samples": 8}
     path = experiment_file(
         settings=None,
         options={"trainer.max_steps": 30},
@@ -70,7 +70,7 @@ def test_every_row_is_measured_where_it_starts(
     assert rows["many"]["passes_per_step"] == 8 * 2 * 16 / 1024
 
     policies = [run.module.policy.keep_probabilities.detach() for run in runs]
-    assert all(run.module.lr == STAY for run in runs)
+    assert all(run.module.update.lr == STAY for run in runs)
     assert len(policies) == 3
     assert torch.equal(policies[0], policies[1])
     assert not (tiny_command.run_dir).exists(), "nothing is written"

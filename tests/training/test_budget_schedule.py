@@ -25,7 +25,7 @@ def progressive_module(tiny_run: TinyRun, **options: Any) -> PolicyGradientPruni
     return tiny_run.module(
         progressive=THREE_STAGES,
         initialization=Initialization(metric="random"),
-        fill_budget=True,
+        fill=True,
         **options,
     )
 

@@ -160,7 +160,7 @@ def test_a_resumed_run_goes_on_with_what_was_picked(tiny_run: TinyRun, clock: Cl
     checkpoints = {}
     for execution in ("auto", "dense_masked", "batched"):
         trainer = tiny_run.trainer(max_steps=9)
-        module = tiny_run.module(execution=execution)
+        module = tiny_run.module(mode=execution)
         trainer.fit(module, datamodule=tiny_run.datamodule())
         path = tiny_run.folder / f"{execution}.ckpt"
         trainer.save_checkpoint(path)
@@ -171,7 +171,7 @@ def test_a_resumed_run_goes_on_with_what_was_picked(tiny_run: TinyRun, clock: Cl
         "batched": "batched",
     }
     for given, used in [("auto", "batched"), ("compact", "compact")]:
-        resumed = tiny_run.module(execution=given)
+        resumed = tiny_run.module(mode=given)
         tiny_run.trainer(max_steps=10).fit(
             resumed, datamodule=tiny_run.datamodule(), ckpt_path=tiny_run.folder / "batched.ckpt"
         )

@@ -23,7 +23,7 @@ def test_a_fit_prunes_every_family(
 ) -> None:
     """With the BOS token that Gemma needs, written down where a plan and a config are read."""
     folder = write_tiny_model(tmp_path / "model", name)
-    run = tiny_command("fit", f"--model.base_model={folder}", "--model.execution=compact")
+    run = tiny_command("fit", f"--model.base_model={folder}", "--model.execution.mode=compact")
     assert run.status == 0, run.err
     config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
     assert config["data"]["bos_per_block"] is begins_with_bos

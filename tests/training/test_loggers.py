@@ -124,7 +124,7 @@ def test_an_offline_run_holds_metrics_and_config(tiny_command: TinyCommand) -> N
 
     config = _config(records)
     resolved = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())
-    assert config["model"]["lr"] == resolved["model"]["lr"] == 0.02
+    assert config["model"]["update"]["lr"] == resolved["model"]["update"]["lr"] == 0.02
     assert config["data"]["train"]["path"] == resolved["data"]["train"]["path"]
     assert {record.run.project for record in records if record.HasField("run")} == {
         "pgprune-lightning"

@@ -49,9 +49,7 @@ def evaluated(
 ) -> Any:
     s_U = torch.full((frozen.space.num_units,), 0.6, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    evaluator = MaskEvaluator(
-        num_mask_samples=2, mask_granularity=mask_granularity, objective=objective
-    )
+    evaluator = MaskEvaluator(num_mask_samples=2, mask_granularity=mask_granularity, loss=objective)
     masks_SU = estimator.draw(s_U, evaluator.num_masks(batch_BT), generator)
     with_dense = estimator.needs_dense_losses
     return evaluator.evaluate(frozen, batch_BT, masks_SU, s_U, with_dense=with_dense)
@@ -145,7 +143,7 @@ def test_a_step_of_one_mask_a_sequence_is_this(tiny_run: TinyRun) -> None:
     )
     score_SU = torch.where(masks_SU, 1 / s_U, -1 / (1 - s_U))
     gradient_U = (first - second) * (score_SU[0] - score_SU[1]) / 2
-    expected_U = by_hand.feasible_set.project(s_U - by_hand.lr * gradient_U)
+    expected_U = by_hand.feasible_set.project(s_U - by_hand.update.lr * gradient_U)
     found_U = trained.policy.keep_probabilities.detach()
     torch.testing.assert_close(found_U, expected_U, rtol=0, atol=1e-6)
     assert not torch.allclose(found_U, s_U, rtol=0, atol=1e-4)

@@ -38,7 +38,7 @@ def test_a_plan_of_other_units_is_refused_before_the_weights_are_loaded(
     tiny_run.fit(observers(run_dir))
     monkeypatch.setattr(masked_model, "open_frozen_model", None)
     module = tiny_run.module(
-        unit_kinds=["mlp_channel"], initialization=Initialization(plan=str(run_dir))
+        kinds=["mlp_channel"], initialization=Initialization(plan=str(run_dir))
     )
     with pytest.raises(UserError, match="is for the units of"):
         tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())

@@ -24,12 +24,12 @@ def momentum_sgd(*arguments: Any) -> ProjectedSGD:
 
 
 COMBINATIONS = {
-    "probabilities_momentum": {"update": momentum_sgd},
-    "probabilities_adam": {"update": Adam, "lr_rule": "rms_change", "lr_schedule": "cosine"},
-    "logits_natural": {"policy": FreeLogits(final_sharpness=3.0), "update": NaturalGradient},
+    "probabilities_momentum": {"optimizer": momentum_sgd},
+    "probabilities_adam": {"optimizer": Adam, "lr_rule": "rms_change", "lr_schedule": "cosine"},
+    "logits_natural": {"policy": FreeLogits(final_sharpness=3.0), "optimizer": NaturalGradient},
     "structured_adam": {
         "policy": Structured(features=["flap"], free_kinds=["kv_group"], free_after=2),
-        "update": Adam,
+        "optimizer": Adam,
         "lr": 0.1,
     },
     "explored_pairs": {
@@ -83,7 +83,7 @@ def test_a_falling_keep_ratio_is_followed(tiny_run: TinyRun, policy: Any) -> Non
 
     kept: list[float] = []
     stages = Progressive(start=0.9, step=0.15, steps_per_stage=1)
-    module = tiny_run.module(policy=policy, progressive=stages, budget="units", lr=0.1)
+    module = tiny_run.module(policy=policy, progressive=stages, scope="units", lr=0.1)
     trainer = tiny_run.trainer([Recorder()], max_steps=3, val_check_interval=3)
     trainer.fit(module, datamodule=tiny_run.datamodule())
     assert kept == pytest.approx([70 / 78, 58 / 78, 46 / 78], abs=1e-6)
@@ -93,7 +93,7 @@ def test_structured_logits_start_at_the_initial_policy_and_measure_features(
     tiny_run: TinyRun,
 ) -> None:
     """The same metric once more as a feature is the first; bounds of 0 and 1 bend nothing."""
-    options = {"probability_bounds": (0.0, 1.0), "fill_budget": True}
+    options = {"probability_bounds": (0.0, 1.0), "fill": True}
     start = Initialization(num_blocks=8, slope=2.0)
     modules = [
         tiny_run.module(policy=policy, initialization=start, **options)
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_policy_is_refused_before_the_weights_are_loaded
         ({"policy": Structured(free_kinds=["layer"])}, "free_kinds: layer"),
         ({"policy": FreeLogits(), "layer_keep_ratios": (0.3, 0.9)}, "layer_keep_ratios"),
         ({"policy": FreeLogits(final_sharpness=2.0)}, "trainer.max_steps"),
-        ({"update": lambda *given: ProjectedSGD(*given, momentum=1.0)}, "momentum"),
+        ({"optimizer": lambda *given: ProjectedSGD(*given, momentum=1.0)}, "momentum"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_weights_are_loaded(
@@ -165,16 +165,16 @@ def test_policy_and_update_are_named_on_the_command_line(tiny_command: TinyComma
     named = (
         "--model.policy=pgprune_lightning.policy.StructuredLogits",
         "--model.policy.init_args.features=[flap]",
-        "--model.update=pgprune_lightning.policy.Adam",
-        "--model.update.init_args.mean_decay=0.5",
-        "--model.lr_rule=rms_change",
+        "--model.update.optimizer=pgprune_lightning.policy.Adam",
+        "--model.update.optimizer.init_args.mean_decay=0.5",
+        "--model.update.lr_rule=rms_change",
     )
     run = tiny_command("fit", *named)
     assert run.status == 0, run.err
     config = yaml.safe_load((tiny_command.run_dir / "config.yaml").read_text())["model"]
     assert config["policy"]["class_path"] == "pgprune_lightning.policy.StructuredLogits"
     assert config["policy"]["init_args"]["features"] == ["flap"]
-    assert config["update"] == {
+    assert config["update"]["optimizer"] == {
         "class_path": "pgprune_lightning.policy.Adam",
         "init_args": {"mean_decay": 0.5, "square_decay": 0.999},
     }

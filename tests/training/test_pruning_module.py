@@ -74,7 +74,7 @@ def test_steps_are_those_of_algorithm_1(tiny_run: TinyRun) -> None:
         gradient_U = torch.zeros_like(s_U)
         for loss, mask_U in zip(losses, masks_SU.double(), strict=True):
             gradient_U += (loss - baseline) * (mask_U - s_U) / (s_U * (1 - s_U)) / 2
-        s_U = by_hand.feasible_set.project(s_U - by_hand.lr * gradient_U)
+        s_U = by_hand.feasible_set.project(s_U - by_hand.update.lr * gradient_U)
         baseline = baseline * 4 / 5 + mean_loss / 5
     torch.testing.assert_close(s_U, probabilities(trained), rtol=0, atol=1e-12)
     torch.testing.assert_close(baseline, trained.estimator.baseline, rtol=0, atol=1e-12)
@@ -175,7 +175,7 @@ def test_the_divergence_from_the_dense_model_is_a_loss(tiny_run: TinyRun) -> Non
         ) -> None:
             steps.append({"losses": outputs["losses"], "batch": batch})
 
-    module = tiny_run.module(objective="kl_to_dense", num_mask_samples=3)
+    module = tiny_run.module(loss="kl_to_dense", num_mask_samples=3)
     trainer = tiny_run.trainer([Recorder()], max_steps=2, val_check_interval=2)
     start = tiny_run.module()
     tiny_run.trainer(max_steps=0).fit(start, datamodule=tiny_run.datamodule())
@@ -241,12 +241,12 @@ WITH_MEMORY: dict[str, dict[str, Any]] = {
     "antithetic": {"estimator": Antithetic()},
     "dense loss": {"estimator": DenseLossControlVariate(MovingAverageBaseline())},
     "linear": {"estimator": LinearSurrogate(LeaveOneOut())},
-    "momentum": {"update": partial(ProjectedSGD, momentum=0.9), "layer_keep_ratios": (0.3, 0.9)},
-    "by change": {"update": NaturalGradient, "lr_rule": "rms_change"},
-    "logits": {"policy": FreeLogits(final_sharpness=3.0), "budget": "parameters"},
-    "structured": {"policy": StructuredLogits(free_after=1), "update": Adam},
-    "explored": {"policy": PGPEPolicy(), "budget": "parameters", "mask_granularity": "sequence"},
-    "explored blocks": {"policy": PGPEPolicy(), "round_to": 4, "update": Adam},
+    "momentum": {"optimizer": partial(ProjectedSGD, momentum=0.9), "layer_keep_ratios": (0.3, 0.9)},
+    "by change": {"optimizer": NaturalGradient, "lr_rule": "rms_change"},
+    "logits": {"policy": FreeLogits(final_sharpness=3.0), "scope": "parameters"},
+    "structured": {"policy": StructuredLogits(free_after=1), "optimizer": Adam},
+    "explored": {"policy": PGPEPolicy(), "scope": "parameters", "mask_granularity": "sequence"},
+    "explored blocks": {"policy": PGPEPolicy(), "round_to": 4, "optimizer": Adam},
 }
 
 
@@ -329,7 +329,7 @@ def test_training_finds_a_better_mask_of_a_trained_model(
         lr=0.02,
         lr_factors={"mlp_channel": 0.25},
         num_mask_samples=4,
-        fill_budget=True,
+        fill=True,
         initialization=Initialization(num_blocks=64),
     )
     datamodule = tiny_run.datamodule(

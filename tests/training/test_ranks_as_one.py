@@ -33,15 +33,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "leave_one_out_logits": {
         "estimator": LeaveOneOut(),
         "policy": FreeLogits(),
-        "update": NaturalGradient,
+        "optimizer": NaturalGradient,
     },
     "wrapped_structured": {
         "estimator": LinearSurrogate(DenseLossControlVariate(LeaveOneOut())),
         "policy": StructuredLogits(free_kinds=["kv_group"], free_after=2),
-        "update": Adam,
+        "optimizer": Adam,
         "lr": 0.1,
     },
-    "antithetic": {"estimator": Antithetic(), "num_mask_samples": 2, "objective": "kl_to_dense"},
+    "antithetic": {"estimator": Antithetic(), "num_mask_samples": 2, "loss": "kl_to_dense"},
 }
 
 

@@ -20,12 +20,12 @@ from tests.two_ranks import on_two_ranks, run_two_ranks
 LAYER_METRICS = ("layerwise_ppl", "block_influence")
 FORWARD_METRICS = [name for name, metric in METRICS.items() if not metric.needs_gradients]
 RUNS: dict[str, dict[str, Any]] = {
-    **{name: {"execution": name} for name in get_args(ExecutionName)},
-    "per_sequence": {"mask_granularity": "sequence", "objective": "kl_to_dense"},
+    **{name: {"mode": name} for name in get_args(ExecutionName)},
+    "per_sequence": {"mask_granularity": "sequence", "loss": "kl_to_dense"},
     **{
         f"metric_{metric}": {
             "initialization": Initialization(metric=metric, num_blocks=8),
-            "unit_kinds": ["layer"] if metric in LAYER_METRICS else ["kv_group", "mlp_channel"],
+            "kinds": ["layer"] if metric in LAYER_METRICS else ["kv_group", "mlp_channel"],
             "keep_ratio": 0.7,
         }
         for metric in FORWARD_METRICS

@@ -61,7 +61,7 @@ OF_THE_LENGTH = {
     "an endless cosine": (
         [
             *("--trainer.max_steps=-1", "--trainer.max_time=00:00:01:00"),
-            "--model.lr_schedule=cosine",
+            "--model.update.lr_schedule=cosine",
         ],
         "lr_schedule: cosine ends at trainer.max_steps, which is -1",
     ),
@@ -140,7 +140,7 @@ def test_a_trial_of_some_steps_leaves_the_run_of_its_folder_alone(
 ) -> None:
     assert tiny_command("fit").status == 0
     before = _contents(tiny_command.run_dir)
-    trial = tiny_command("fit", "--trainer.fast_dev_run=2", "--model.lr=0.5")
+    trial = tiny_command("fit", "--trainer.fast_dev_run=2", "--model.update.lr=0.5")
     assert trial.status == 0, trial.err
     assert _contents(tiny_command.run_dir) == before
 

@@ -112,7 +112,7 @@ def test_a_step_is_that_of_all_samples_of_both(two_ranks: TinyRun) -> None:
         ).double()
         advantages_R = losses_R - (losses_R.sum() - losses_R) / 3
         gradient_U = advantages_R @ torch.where(masks_RU, 1 / s_U, -1 / (1 - s_U)) / 4
-        expected_U = module.feasible_set.project(s_U - module.lr * gradient_U)
+        expected_U = module.feasible_set.project(s_U - module.update.lr * gradient_U)
         after_U = ranks[0]["steps"][step]["after"]
         torch.testing.assert_close(after_U, expected_U, rtol=0, atol=1e-6)
         assert not torch.allclose(after_U, s_U, rtol=0, atol=1e-4)

@@ -17,7 +17,7 @@ def probabilities(module: PolicyGradientPruning) -> torch.Tensor:
 @pytest.mark.parametrize("budget", ["per_kind", "per_layer", "units", "parameters"])
 def test_training_ends_on_the_feasible_set(tiny_run: TinyRun, budget: str) -> None:
     protected = [] if budget == "per_layer" else [0]
-    module = tiny_run.module(budget=budget, protected_layers=protected, keep_ratio=0.7, lr=0.3)
+    module = tiny_run.module(scope=budget, protected_layers=protected, keep_ratio=0.7, lr=0.3)
     tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
     assert module.feasible_set.contains(probabilities(module))
 
@@ -32,7 +32,7 @@ def test_layer_bounds_hold_what_the_scores_would_empty(tiny_run: TinyRun, tmp_pa
 
     def fit(**options: Any) -> PolicyGradientPruning:
         module = tiny_run.module(
-            unit_kinds=["mlp_channel"], initialization=start, keep_ratio=0.5, **options
+            kinds=["mlp_channel"], initialization=start, keep_ratio=0.5, **options
         )
         tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
         return module
@@ -82,7 +82,7 @@ def test_units_of_several_channels_are_learned(tiny_run: TinyRun) -> None:
 @pytest.mark.parametrize("kinds", [["attention", "mlp"], ["layer"]])
 def test_whole_layers_and_sub_layers_are_learned(tiny_run: TinyRun, kinds: list[Any]) -> None:
     start = Initialization(metric="random")
-    module = tiny_run.module(unit_kinds=kinds, keep_ratio=0.7, initialization=start)
+    module = tiny_run.module(kinds=kinds, keep_ratio=0.7, initialization=start)
     tiny_run.trainer().fit(module, datamodule=tiny_run.datamodule())
     assert module.feasible_set.contains(probabilities(module))
     assert module.space.kept_by_kind(module.current_mask()) == dict.fromkeys(kinds, 2)
