@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.report.page import policy_pictures
+from pgprune_lightning.report import policy_pictures
 from pgprune_lightning.training import PolicyGradientPruning
 
 

@@ -11,7 +11,7 @@ import torch
 from pgprune_lightning.cli import main
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.plan import PLAN_FILE, PruningPlan
-from pgprune_lightning.report.run_record import read_run
+from pgprune_lightning.report import read_run
 from tests.plan_edits import edits
 from tests.tiny_commands import TinyCommand
 

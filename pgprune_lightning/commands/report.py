@@ -12,9 +12,13 @@ from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.folder_lock import exclusive_output
 from pgprune_lightning.number_text import bytes_text
-from pgprune_lightning.report.included_files import read_included
-from pgprune_lightning.report.page import report_page
-from pgprune_lightning.report.run_record import check_run, distinct_names, read_run
+from pgprune_lightning.report import (
+    check_run,
+    distinct_names,
+    read_included,
+    read_run,
+    report_page,
+)
 from pgprune_lightning.report.wandb_workspace import check_workspace, make_workspace
 
 DESCRIPTION = (

@@ -5,8 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from pgprune_lightning.report.page import report_page
-from pgprune_lightning.report.run_record import distinct_names, read_run
+from pgprune_lightning.report import distinct_names, read_run, report_page
 from tests.report.conftest import WriteRun, made_summary
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pgprune_lightning.report.included_files import read_included
-from pgprune_lightning.report.page import report_page
-from pgprune_lightning.report.run_record import read_run
+from pgprune_lightning.report import read_included, read_run, report_page
 from tests.headless_browser import HeadlessBrowser
 from tests.report.conftest import WriteRun, made_summary
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.report.run_record import distinct_names, read_run
+from pgprune_lightning.report import distinct_names, read_run
 from tests.damaged_files import METRICS
 from tests.report.conftest import WriteRun
 
