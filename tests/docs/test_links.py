@@ -60,3 +60,17 @@ def test_the_tree_of_files_is_that_of_the_checkout() -> None:
         if names[0].endswith("/"):
             folders = [*folders[:depth], names[0].rstrip("/")]
     assert not missing
+
+
+def test_the_index_of_questions_points_at_code() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    pairs = re.findall(r"`([\w/]+\.py)`: `(\w+)`", text)
+    assert len(pairs) > 10
+    lost = []
+    for file, name in pairs:
+        (path,) = (
+            path for path in (ROOT / file, ROOT / "pgprune_lightning" / file) if path.exists()
+        )
+        if not re.search(rf"\b{name}\b", path.read_text()):
+            lost.append((file, name))
+    assert not lost
