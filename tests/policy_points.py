@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pgprune_lightning.policy.constraint import BudgetScope
+from pgprune_lightning.policy import BudgetScope
 
 SCOPES = get_args(BudgetScope)
 

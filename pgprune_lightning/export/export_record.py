@@ -16,7 +16,7 @@ from pgprune_lightning.evaluation.provenance import provenance
 from pgprune_lightning.export.export_format import ExportFormat, ExportOptions, PrunedModel
 from pgprune_lightning.export.runtimes import runtime_verdicts
 from pgprune_lightning.export.self_check import check_export
-from pgprune_lightning.policy.constraint import scope_costs
+from pgprune_lightning.policy import scope_costs
 from pgprune_lightning.record_file import read_object
 
 EXPORT_FILE = "export.json"

@@ -20,8 +20,7 @@ from pgprune_lightning.export.rethreshold import Multiples, ranking
 from pgprune_lightning.export.stock import stock_config
 from pgprune_lightning.export.widths import LayerWidths
 from pgprune_lightning.plan import PruningPlan
-from pgprune_lightning.policy import UnitKind
-from pgprune_lightning.policy.constraint import layer_indices, scope_costs
+from pgprune_lightning.policy import UnitKind, layer_indices, scope_costs
 
 
 class Uniform(ExportFormat):

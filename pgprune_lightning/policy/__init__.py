@@ -1,8 +1,13 @@
 """The policy over masks, as pure torch: units, budgets, sampling, gradients, projected steps."""
 
-from pgprune_lightning.policy.budget import FeasibleSet
-from pgprune_lightning.policy.budgeted_logits import shift_logits
-from pgprune_lightning.policy.constraint import BudgetScope, Constraint
+from pgprune_lightning.policy.budget import (
+    BudgetScope,
+    Constraint,
+    layer_indices,
+    scope_costs,
+    unit_multiples,
+)
+from pgprune_lightning.policy.budgeted_logits import logits_of, shift_logits
 from pgprune_lightning.policy.control_variates import DenseLossControlVariate, LinearSurrogate
 from pgprune_lightning.policy.estimators import (
     Antithetic,
@@ -15,6 +20,7 @@ from pgprune_lightning.policy.estimators import (
     sample_masks,
     score,
 )
+from pgprune_lightning.policy.feasible_set import FeasibleSet
 from pgprune_lightning.policy.pgpe import PGPE, PGPEPolicy
 from pgprune_lightning.policy.policies import (
     FreeLogits,
@@ -23,7 +29,6 @@ from pgprune_lightning.policy.policies import (
     StructuredLogits,
 )
 from pgprune_lightning.policy.projection import project_onto_budget
-from pgprune_lightning.policy.top_k import unit_multiples
 from pgprune_lightning.policy.unit_layout import UnitGroup, UnitKind, UnitLayout
 from pgprune_lightning.policy.updates import (
     Adam,
@@ -62,9 +67,12 @@ __all__ = [
     "UnitKind",
     "UnitLayout",
     "UpdateFactory",
+    "layer_indices",
+    "logits_of",
     "mask_generator",
     "project_onto_budget",
     "sample_masks",
+    "scope_costs",
     "score",
     "shift_logits",
     "snapshot",

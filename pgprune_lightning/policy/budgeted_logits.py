@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.budget import FeasibleSet
+from pgprune_lightning.policy.feasible_set import FeasibleSet
 
 _TOLERANCE = 1e-14  # of the kept cost, as a share of the whole one
 _MOST_ROUNDS = 200  # of bisection alone they would be enough

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.budgeted_logits import (
     check_no_layer_bounds,
     probabilities_on_budget,
 )
 from pgprune_lightning.policy.estimators import GradientEstimator, MaskSamples, PairedEstimator
+from pgprune_lightning.policy.feasible_set import FeasibleSet
 from pgprune_lightning.policy.policies import MaskPolicy, group_of_units, units_of_kinds
 from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 

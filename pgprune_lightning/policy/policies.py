@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.policy.budget import FeasibleSet
 from pgprune_lightning.policy.budgeted_logits import (
     check_no_layer_bounds,
     derivatives,
@@ -23,6 +22,7 @@ from pgprune_lightning.policy.budgeted_logits import (
     pull_back,
 )
 from pgprune_lightning.policy.estimators import GradientEstimator, MovingAverageBaseline
+from pgprune_lightning.policy.feasible_set import FeasibleSet
 from pgprune_lightning.policy.unit_layout import UnitKind, UnitLayout
 
 

@@ -1,21 +1,24 @@
-"""The exact Euclidean projection onto a budget within a box.
+"""Exact Euclidean projections onto a budget: within a box, and within bounds of groups.
 
-Shapes: U units.
+Shapes: N units of one budget, n of one group.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.policy.budget import GroupBounds
 
 
 def project_onto_budget(
-    z_U: Tensor,
+    z_N: Tensor,
     budget: float,
     *,
-    costs_U: Tensor | None = None,
+    costs_N: Tensor | None = None,
     lower: float | Tensor = 0.0,
     upper: float | Tensor = 1.0,
     fill: bool = False,
@@ -23,29 +26,29 @@ def project_onto_budget(
     """Find the nearest point that keeps at most, or exactly, the budget.
 
     The solution is `clip(z - v * costs, lower, upper)` for one multiplier `v`. The kept cost
-    falls with `v`, linearly between the breakpoints where a unit leaves `upper` or meets
-    `lower`: a search among the breakpoints finds the piece that crosses the budget, and there `v`
-    has a closed form.
+    decreases with `v`, linearly between the breakpoints where a unit leaves `upper` or meets
+    `lower`. A search among the breakpoints finds the piece that crosses the budget; on it `v` has a
+    closed form.
 
     Args:
-        z_U: The point to project, (U,) with U >= 1, finite.
+        z_N: The point to project, (N,) with N >= 1, finite.
         budget: Kept cost that is allowed, in the unit of the costs.
-        costs_U: Cost of each unit, (U,), positive; None: each unit costs 1.
-        lower: Least value of each coordinate, a number or (U,).
-        upper: Greatest value of each coordinate, a number or (U,), not below `lower`.
-        fill: Keep exactly the budget, and not only at most.
+        costs_N: Cost of each unit, (N,), positive; None: each unit costs 1.
+        lower: Least value of each coordinate, a number or (N,).
+        upper: Greatest value of each coordinate, a number or (N,), not below `lower`.
+        fill: Keep exactly the budget, not only at most.
 
     Returns:
-        The projection, (U,), in the dtype of `z_U`; computed in float64.
+        The projection, (N,), in the dtype of `z_N`; computed in float64.
 
     Raises:
-        UserError: `z_U` is not finite, a cost is not positive, or no point meets the budget.
+        UserError: `z_N` is not finite, a cost is not positive, or no point meets the budget.
 
     Source: eqs. A1 and A2; Wang and Carreira-Perpinan (2013); the search by medians, Kiwiel (2008).
-    Differs: exact where the paper bisects; costs, bounds and `fill` besides.
+    Differs: exact, where the paper bisects; costs, bounds and `fill` are not in the paper.
     """
-    z = z_U.detach().double()
-    costs = torch.ones_like(z) if costs_U is None else costs_U.to(z)
+    z = z_N.detach().double()
+    costs = torch.ones_like(z) if costs_N is None else costs_N.to(z)
     low, high = (
         bound.to(z) if isinstance(bound, Tensor) else z.new_full((), bound)
         for bound in (lower, upper)
@@ -53,8 +56,8 @@ def project_onto_budget(
     _check(z, costs, low, high, budget, fill=fill)
     clipped = z.clamp(low, high)
     if not fill and float(costs @ clipped) <= budget:
-        return clipped.to(z_U)
-    return _Line(z, costs, low, high).point_that_keeps(budget).to(z_U)
+        return clipped.to(z_N)
+    return _Line(z, costs, low, high).point_that_keeps(budget).to(z_N)
 
 
 class _Line:
@@ -65,7 +68,7 @@ class _Line:
         self.leaves_upper, self.meets_lower = (z - upper) / costs, (z - lower) / costs
 
     def point_that_keeps(self, budget: float) -> Tensor:
-        """Find the piece that crosses the budget, and go on from its start to where it is met."""
+        """Find the piece that crosses the budget, and go from its start to the crossing."""
         v = self._last_that_keeps(budget)
         s = self._point(v)
         active = self.costs * ((self.leaves_upper <= v) & (s > self.lower))
@@ -74,7 +77,7 @@ class _Line:
         return (s - active * rest).clamp(self.lower, self.upper)
 
     def _last_that_keeps(self, budget: float) -> Tensor:
-        """The last breakpoint that keeps the budget; each look at a median halves those left."""
+        """The last breakpoint that keeps the budget; each median halves the candidates."""
         left = torch.cat([self.leaves_upper, self.meets_lower])
         last = left.min()
         while len(left):
@@ -109,10 +112,76 @@ def _check(
     if bool((lower > upper).any()):
         raise UserError("A lower bound lies above its upper bound.")
     least, most = float((costs * lower).sum()), float((costs * upper).sum())
-    # Of the sums themselves: they are rounded even where the bounds leave nothing between them.
+    # Relative to the sums: they are rounded even where the two bounds are equal.
     slack = 1e-12 * max(abs(least), abs(most))
     if not least - slack <= budget or (fill and budget > most + slack):
         raise UserError(
             f"A budget of {budget:g} cannot be met: the bounds of the probabilities allow a kept "
             f"cost from {least:g} to {most:g}. Change the keep ratio or the bounds."
         )
+
+
+def project_within_groups(
+    z_N: Tensor,
+    budget: float,
+    groups: Sequence[GroupBounds],
+    *,
+    costs_N: Tensor,
+    lower: float,
+    upper: float,
+    fill: bool,
+) -> Tensor:
+    """Find the nearest point within the budget whose every group sums to an allowed total.
+
+    With a multiplier v of the budget and one w of each group, the solution is
+    `clip(z - v c - w, lower, upper)`, where c is constant within a group. For a given v, w moves a
+    group only if its sum is out of bounds, and then exactly onto the nearer bound. So `v c + w` is
+    `v c` clipped to the shifts of the greatest and the least sum, and the units' values at these
+    two shifts, as bounds of each unit, are equivalent to the bounds of the group. Only groups that
+    the solution without them violates need them.
+
+    Args:
+        z_N: The point to project, (N,), finite.
+        budget: Kept cost that is allowed; the groups' bounds enclose it.
+        groups: Bounds of each group, which together hold all units, or none at all. Costs are equal
+            within a group.
+        costs_N: Cost of each unit, (N,), positive.
+        lower: Least value of each coordinate; every `most` can be met above it.
+        upper: Greatest value of each coordinate; every `least` can be met below it.
+        fill: Keep exactly the budget, not only at most.
+
+    Returns:
+        The projection, (N,), in the dtype of `z_N`; computed in float64.
+
+    Raises:
+        UserError: `z_N` is not finite.
+
+    Differs: not in the paper.
+    """
+    if not groups:
+        return project_onto_budget(
+            z_N, budget, costs_N=costs_N, lower=lower, upper=upper, fill=fill
+        )
+    z = z_N.detach().double()
+    costs = costs_N.to(z)
+    lowest, highest = torch.full_like(z, lower), torch.full_like(z, upper)
+    unbound = list(groups)
+    while True:
+        s = project_onto_budget(z, budget, costs_N=costs, lower=lowest, upper=highest, fill=fill)
+        # All sums in one transfer: a GPU would wait for each.
+        totals = torch.stack([s[group.start : group.end].sum() for group in groups]).tolist()
+        pairs = zip(groups, totals, strict=True)
+        crossed = [group for group, total in pairs if group in unbound and not group.allows(total)]
+        if not crossed:
+            return s.to(z_N)
+        for group in crossed:
+            units = slice(group.start, group.end)
+            highest[units] = _with_sum(z[units], group.most, lower, upper)
+            lowest[units] = _with_sum(z[units], group.least, lower, upper)
+        unbound = [group for group in unbound if group not in crossed]
+
+
+def _with_sum(z_n: Tensor, total: float, lower: float, upper: float) -> Tensor:
+    """The nearest point with this sum, or with the nearest sum that the box allows."""
+    total = min(max(total, lower * len(z_n)), upper * len(z_n))
+    return project_onto_budget(z_n, total, lower=lower, upper=upper, fill=True)

@@ -27,8 +27,7 @@ from pgprune_lightning.initialization.initial_policy import (
 )
 from pgprune_lightning.initialization.measurement import Measurement
 from pgprune_lightning.initialization.metric import MetricInputs
-from pgprune_lightning.policy import FeasibleSet, MaskPolicy, UnitLayout
-from pgprune_lightning.policy.budgeted_logits import logits_of
+from pgprune_lightning.policy import FeasibleSet, MaskPolicy, UnitLayout, logits_of
 from pgprune_lightning.training.masked_model import MaskedModel
 from pgprune_lightning.training.measured_start import MeasuredStart
 

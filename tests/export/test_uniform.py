@@ -18,7 +18,7 @@ from pgprune_lightning.export.self_check import check_export
 from pgprune_lightning.export.uniform import uniform_mask
 from pgprune_lightning.export.widths import are_equal
 from pgprune_lightning.masking import unit_layout_of
-from pgprune_lightning.policy.constraint import scope_costs
+from pgprune_lightning.policy import scope_costs
 from tests.tiny_exports import make_plan, prune
 from tests.tiny_models import CONFIGS, make_tiny_model
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pgprune_lightning.initialization.from_plan import load_start_plan, ranked_as
-from pgprune_lightning.policy import FeasibleSet, UnitLayout
-from pgprune_lightning.policy.constraint import BudgetScope
+from pgprune_lightning.policy import BudgetScope, FeasibleSet, UnitLayout
 from tests.policy_points import SCOPES
 from tests.tiny_exports import make_plan
 

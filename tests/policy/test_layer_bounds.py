@@ -5,7 +5,7 @@ import torch
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import FeasibleSet, UnitLayout, shift_logits
-from pgprune_lightning.policy.layer_bounds import bound_groups
+from pgprune_lightning.policy.budget import bound_groups
 from tests.policy_points import SCOPES, random_points
 
 

@@ -68,7 +68,7 @@ def test_agrees_with_every_active_set(weighted, fill):
         costs = torch.rand(5, generator=generator).double() * 3 + 0.1
         costs = costs if weighted else torch.ones(5).double()
         budget = float(torch.rand((), generator=generator)) * float(costs.sum())
-        s = project_onto_budget(z, budget, costs_U=costs, fill=fill)
+        s = project_onto_budget(z, budget, costs_N=costs, fill=fill)
         torch.testing.assert_close(
             s, by_active_sets(z, budget, costs, fill=fill), atol=1e-9, rtol=0
         )
@@ -133,7 +133,7 @@ def test_zero_budget_keeps_exactly_nothing():
     z = f64([3.0, 0.1, -1.0, 1e12])
     costs = f64([1.0, 2.5, 0.3, 7.0])
     assert project_onto_budget(z, 0.0).tolist() == [0.0] * 4
-    assert project_onto_budget(z, 0.0, costs_U=costs).tolist() == [0.0] * 4
+    assert project_onto_budget(z, 0.0, costs_N=costs).tolist() == [0.0] * 4
 
 
 def test_full_budget_only_clips_unless_it_must_be_filled():
@@ -175,7 +175,7 @@ def test_huge_values(weighted, huge):
     costs = torch.rand(200, generator=generator).double() * 5000 + 1 if weighted else None
     total = 200.0 if costs is None else float(costs.sum())
     for share in (0.02, 0.3, 0.5, 0.9):
-        s = project_onto_budget(z, share * total, costs_U=costs, fill=True)
+        s = project_onto_budget(z, share * total, costs_N=costs, fill=True)
         assert_kkt(z, share * total, s, costs=costs, fill=True)
 
 
@@ -185,7 +185,7 @@ def test_a_million_units_meet_the_budget(weighted):
     z = torch.randn(1_000_000, generator=generator, dtype=torch.float64)
     costs = torch.randint(1, 2_000_000, z.shape, generator=generator).double() if weighted else None
     budget = 0.3 * (1e6 if costs is None else float(costs.sum()))
-    s = project_onto_budget(z, budget, costs_U=costs)
+    s = project_onto_budget(z, budget, costs_N=costs)
     spent = float(s.sum() if costs is None else costs @ s)
     assert abs(spent - budget) <= 1e-12 * budget
     assert_kkt(z, budget, s, costs=costs)

@@ -17,13 +17,14 @@ from torch import Tensor
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import (
     BudgetScope,
+    Constraint,
     FeasibleSet,
     UnitKind,
     UnitLayout,
-    top_k,
     unit_multiples,
 )
-from pgprune_lightning.policy.top_k import blocked_groups, kept_blocks
+from pgprune_lightning.policy.budget import GroupBlocks
+from pgprune_lightning.policy.feasible_set import greedy_knapsack, kept_blocks, kept_units
 from tests.policy.greedy_fit import greedy
 
 VALUES = st.one_of(
@@ -36,7 +37,7 @@ VALUES = st.one_of(
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(0, 150))
 def test_down_a_ranking_it_equals_a_greedy_loop(costs: list[int], limit: int) -> None:
-    kept = top_k.greedy_knapsack(torch.tensor(costs, dtype=torch.float64), limit)
+    kept = greedy_knapsack(torch.tensor(costs, dtype=torch.float64), limit)
     assert kept.tolist() == greedy([0.0] * len(costs), costs, limit)
 
 
@@ -44,50 +45,15 @@ def test_down_a_ranking_it_equals_a_greedy_loop(costs: list[int], limit: int) ->
 @given(
     st.lists(st.tuples(VALUES, st.sampled_from([1, 3, 171])), min_size=1, max_size=60),
     st.floats(0, 1.2),
-    st.integers(1, 8),
 )
-def test_without_sorting_all_it_equals_a_greedy_loop(
-    units: list[tuple[float, int]], share: float, at_once: int
+def test_of_any_probabilities_it_keeps_what_a_greedy_loop_does(
+    units: list[tuple[float, int]], share: float
 ) -> None:
     values, costs = [value for value, _ in units], [cost for _, cost in units]
-    limit = math.floor(share * sum(costs))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(top_k, "SORTED_AT_ONCE", at_once)
-        kept = top_k.top_units(
-            torch.tensor(values, dtype=torch.float64),
-            torch.tensor(costs, dtype=torch.float64),
-            limit,
-        )
-    assert kept.tolist() == greedy(values, costs, limit)
-
-
-@pytest.mark.parametrize("count", [3, 12, 5000])
-def test_equal_units_whose_mean_rounds_below_them(
-    count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(top_k, "SORTED_AT_ONCE", 2)
-    s_N = torch.full((count,), 0.4460220421977942, dtype=torch.float64)
-    assert s_N.mean() < s_N[0]
-    kept_N = top_k.top_units(s_N, torch.ones_like(s_N), count // 2)
-    assert kept_N.sum() == count // 2
-
-
-def test_few_of_many_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    s_N = torch.randn(100_000, generator=generator, dtype=torch.float64)
-    costs_N = torch.ones_like(s_N)
-    costs_N[::1000] = 171
-    sorted_units: list[int] = []
-    argsort = torch.Tensor.argsort
-
-    def counted(values: torch.Tensor, **options: bool) -> torch.Tensor:
-        sorted_units.append(len(values))
-        return argsort(values, **options)
-
-    monkeypatch.setattr(torch.Tensor, "argsort", counted)
-    kept_N = top_k.top_units(s_N, costs_N, 50_000)
-    assert sum(sorted_units) <= 2 * top_k.SORTED_AT_ONCE
-    assert costs_N[kept_N].sum() == 50_000
+    costs_N, limit = torch.tensor(costs, dtype=torch.float64), math.floor(share * sum(costs))
+    budget = Constraint("any", torch.arange(len(units)), costs_N, limit, lower=0.0, upper=1.0)
+    kept_N = kept_units(torch.tensor(values, dtype=torch.float64), budget)
+    assert kept_N.tolist() == greedy(values, costs, limit)
 
 
 SPACE = UnitLayout.build(
@@ -173,10 +139,13 @@ def test_blocks_of_one_unit_are_the_usual_mask(scope: BudgetScope) -> None:
     usual = FeasibleSet(SPACE, 0.6, scope=scope)
     mask_U = usual.deterministic_mask(s_U)
     for part in usual.constraints:
-        groups = [group for group in SPACE.groups if group.start in part.units]
-        bounds = [(0, group.count) for group in groups]
-        blocked = blocked_groups(groups, part.costs, {}, part.limit, bounds)
-        kept_N = kept_blocks(s_U[part.units], blocked, part.limit)
+        groups, start = [], 0
+        for group in SPACE.groups:
+            if group.start in part.units:
+                end, cost = start + group.count, float(part.costs[start])
+                groups.append(GroupBlocks(start, end, 1, cost, least=0, most=group.count))
+                start = end
+        kept_N = kept_blocks(s_U[part.units], groups, part.limit)
         assert torch.equal(kept_N, mask_U[part.units])
 
 
