@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from pgprune_lightning import UserError, build_run, execute_run
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.policy import FeasibleSet
 from tests.tiny_commands import TinyCommand, refused
@@ -304,6 +305,30 @@ def test_a_plan_is_measured_as_it_is_whatever_its_probabilities_rank(
         printed = re.search(r"perplexity\W+([\d.]+)", measured.out)
         assert printed is not None, measured.out
         assert float(printed[1]) == pytest.approx(perplexity, abs=1e-4)
+
+
+def test_resume_is_an_option_of_fit_alone(tiny_command: TinyCommand) -> None:
+    for resume in (("--resume", "auto"), ("--resume=never",)):
+        refused(tiny_command("validate", *resume), "resume: is an option of fit; validate measures")
+    overlay = tiny_command.overlay("resume: auto\n")  # the config of a run that was resumed
+    assert tiny_command("validate", "--config", overlay).status == 0
+
+
+def test_python_builds_the_run_of_the_command_line(tiny_command: TinyCommand) -> None:
+    config = yaml.safe_load(tiny_command.config.read_text())
+    assert tiny_command("fit").status == 0
+    again = tiny_command.run_dir.with_name("again")
+    module, data, trainer = build_run(config | {"run_dir": again})
+    trainer.fit(module, datamodule=data)
+    assert torch.equal(_policy(again), _policy(tiny_command.run_dir))
+    third = tiny_command.run_dir.with_name("third")
+    run = execute_run(config | {"run_dir": third})
+    assert run.trainer.global_step == 6
+    assert _metrics(third) == _metrics(tiny_command.run_dir)
+    with pytest.raises(UserError, match="already holds a run"):
+        execute_run(config | {"run_dir": third})
+    with pytest.raises(UserError, match=r"no option model\.lr\. Did you mean model\.update\.lr"):
+        build_run({"model": {"lr": 0.1}})
 
 
 def test_the_program_runs_as_a_module() -> None:

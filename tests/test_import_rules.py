@@ -73,3 +73,22 @@ def test_command_line_starts_without_optional_libraries() -> None:
 def test_policy_loads_torch_alone() -> None:
     run = _run_python(_IMPORT_POLICY)
     assert run.returncode == 0, run.stderr
+
+
+_PUBLIC_NAMES = """
+import sys
+import pgprune_lightning
+
+heavy = {"jsonargparse", "lightning", "torch", "transformers"} & set(sys.modules)
+assert not heavy, f"importing pgprune_lightning loaded {sorted(heavy)}"
+for name in pgprune_lightning.__all__:
+    getattr(pgprune_lightning, name)
+from pgprune_lightning import *
+from pgprune_lightning.run import build_run as same
+assert build_run is same
+"""
+
+
+def test_public_names_are_imported_late() -> None:
+    run = _run_python(_PUBLIC_NAMES)
+    assert run.returncode == 0, run.stderr
