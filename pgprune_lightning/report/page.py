@@ -283,16 +283,14 @@ def _units(plan: PruningPlan) -> str:
 
 
 def _decisive_options(record: RunRecord) -> Iterator[tuple[str, str]]:
-    """The options of the model and of the batches that are set, by their names in `--help`."""
-    options = record.option("model")
-    data = {
-        "data.train.path": record.option("data", "train", "path"),
-        "data.block_length": record.option("data", "block_length"),
-        "data.batch_size": record.option("data", "batch_size"),
-    }
-    for name, value in ((options if isinstance(options, dict) else {}) | data).items():
-        if value not in NOT_GIVEN and name != "base_model":
-            yield str(name), _value_text(value)
+    """The options of the model and of the batches that are set, a line for each group."""
+    model = record.option("model")
+    options = {f"model.{name}": model[name] for name in model} if isinstance(model, dict) else {}
+    for names in (("train", "path"), ("block_length",), ("batch_size",)):
+        options[".".join(("data", *names))] = record.option("data", *names)
+    for name, value in options.items():
+        if value not in NOT_GIVEN and name != "model.base_model":
+            yield name, _value_text(value)
 
 
 def _compared(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -407,13 +405,15 @@ def _leaves(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _value_text(value: Any) -> str:
-    """A value in a line: classes as calls, groups as `name=value`."""
+    """A value in a line: classes as calls, a group as `name=value`, one inside it in braces."""
     if isinstance(value, dict) and "class_path" in value:
         arguments = value.get("init_args") or {}
         return f"{str(value['class_path']).rpartition('.')[2]}({_value_text(arguments)})"
     if isinstance(value, dict):
-        given = {name: one for name, one in value.items() if one not in NOT_GIVEN}
-        return ", ".join(f"{name}={_value_text(one)}" for name, one in given.items())
+        texts = {name: _value_text(one) for name, one in value.items() if one not in NOT_GIVEN}
+        inner = (name for name in texts if isinstance(value[name], dict))
+        texts |= {name: f"{{{texts[name]}}}" for name in inner if "class_path" not in value[name]}
+        return ", ".join(f"{name}={text}" for name, text in texts.items())
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value_text(item) for item in value) + "]"
     if isinstance(value, bool):
