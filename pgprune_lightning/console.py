@@ -12,11 +12,10 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from pgprune_lightning.class_paths import restrict_class_paths
 from pgprune_lightning.credentials import without_secrets
 from pgprune_lightning.errors import OptionError, UserError
 from pgprune_lightning.masking.frozen_model import quiet_transformers
-from pgprune_lightning.option_messages import INNER, about_group, explain
+from pgprune_lightning.option_messages import INNER, about_group, explain, restrict_class_paths
 
 LONGEST_ERROR = 2000
 """Characters of an error that are printed."""

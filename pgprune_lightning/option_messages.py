@@ -1,33 +1,35 @@
-"""What the program says of a wrong option: what may be written there, and what was meant.
+"""What the program says about a wrong option: what may be written there, and what was meant.
 
-jsonargparse names the types of Python; its errors are told apart by their text, and what may be
-written follows from the option's type.
+jsonargparse names the types of Python. Its errors are told apart by their text here, and what may
+be written follows from the option's type.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import os
 import re
+import sys
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, set_parsing_settings
 
-from pgprune_lightning.class_paths import PLUGINS, open_packages
-from pgprune_lightning.errors import did_you_mean
-from pgprune_lightning.option_types import (
-    classes_of,
-    element_of,
-    fits,
-    known_classes,
-    literals_of,
-    wanted,
-)
+from pgprune_lightning.errors import UserError, did_you_mean
 
-_FEW = 8
 INNER = "\N{INVISIBLE SEPARATOR}"
-"""Around what is said of an option of a class, inside the error of the option that names it."""
+"""Encloses the message about an option of a class inside the error of the option that names it."""
+PLUGINS = "PGPRUNE_PLUGINS"
+"""The environment variable that names further packages of classes, separated by commas."""
+
+_PACKAGES = ("callbacks", "lightning", "pgprune_lightning")
+_FEW = 8  # options or classes that are listed
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.+)", re.DOTALL)
 _UNKNOWN_KEY = re.compile(
@@ -50,6 +52,33 @@ _GIVEN = re.compile(r".*(?:Got value|Given value): (.*)", re.DOTALL)
 _NO_CONFIG = re.compile(r"Unable to load config '(.*?)'", re.DOTALL)
 
 
+def restrict_class_paths() -> None:
+    """Let a config name classes of this program, of Lightning and of the user's packages alone.
+
+    A class path is imported before its type is known, and importing is running code.
+
+    Raises:
+        UserError: The environment variable names something else than packages.
+    """
+    try:
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=list(_open_packages()),
+            instantiate_subclass_spec_in_any=False,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"{PLUGINS}: must be names of packages, separated by commas, such as my_package; given "
+            f"{os.environ[PLUGINS]!r}."
+        ) from error
+
+
+def _open_packages() -> tuple[str, ...]:
+    named = (name.strip() for name in os.environ.get(PLUGINS, "").split(","))
+    studies = [name for name in ("research",) if name in sys.modules]  # no part of the wheel
+    return (*_PACKAGES, *studies, *(name for name in named if name))
+
+
 def explain(parser: argparse.ArgumentParser, message: str) -> str:
     """Say in one sentence what is wrong with an option, and what to write.
 
@@ -67,7 +96,9 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
     if found := _VALUE.fullmatch(message):
         return _wrong_value(parser, found[1], found[2])
     if found := _MISSING.fullmatch(message):
-        return _missing(parser, found[1].split(", "))
+        labels = [_label(parser, key) for key in found[1].split(", ")]
+        by_file = " Give them by --config FILE." if any("." in label for label in labels) else ""
+        return f"{', '.join(labels)}: missing.{by_file}"
     if found := _LINKED.search(message):
         return f"{found[1]}: is set by {found[2]}; give that."
     if found := _LINK_REFUSED.match(message):
@@ -111,87 +142,55 @@ def _unknown_arguments(parser: argparse.ArgumentParser, words: list[str]) -> str
 def _no_option(parser: argparse.ArgumentParser, word: str) -> str:
     dashes = "--" if word.startswith("--") else ""
     names = [dashes + name for name in _names(parser)]
-    hint = (
-        _by_beginning(word, names)
-        or _by_last_part(word, names)
-        or did_you_mean(word, [*names, "class_path", "init_args"])
-        or _by_first_part(word, names)
-        or _all_of(parser)
-    )
+    begun = [name for name in names if name.startswith(word)]
+    same_end = [name for name in names if "." in name and _last(name) == _last(word)]
+    if len(begun) == 1:  # --checkpoint.every: --checkpoint.every_n_train_steps
+        hint = f" Did you mean {begun[0]}?"
+    elif 0 < len(same_end) <= 3:  # --lr: --model.update.lr
+        hint = f" Did you mean {' or '.join(same_end)}?"
+    else:
+        group, dot, _ = word.partition(".")  # --option.trainer.max_steps: --options
+        few = f" Its options: {', '.join(names)}." if 0 < len(names) <= _FEW else ""
+        hint = did_you_mean(word, [*names, "class_path", "init_args"])
+        hint = hint or (did_you_mean(group, names) if dot else "") or few
     return f"there is no option {word}.{hint}"
-
-
-def _by_beginning(word: str, names: list[str]) -> str:
-    """`--checkpoint.every` is `--checkpoint.every_n_train_steps`."""
-    found = [name for name in names if name.startswith(word)]
-    return f" Did you mean {found[0]}?" if len(found) == 1 else ""
-
-
-def _by_last_part(word: str, names: list[str]) -> str:
-    """`--lr` is `--model.update.lr`."""
-    last = _last(word)
-    found = [name for name in names if _last(name) == last and "." in name]
-    return f" Did you mean {' or '.join(found)}?" if 0 < len(found) <= 3 else ""
 
 
 def _last(name: str) -> str:
     return name.lstrip("-").rpartition(".")[2].replace("-", "_")
 
 
-def _by_first_part(word: str, names: list[str]) -> str:
-    """`--option.trainer.max_steps` begins with `--options`."""
-    group, dot, _ = word.partition(".")
-    return did_you_mean(group, names) if dot else ""
-
-
-def _all_of(parser: argparse.ArgumentParser) -> str:
-    """The options of a class, which are few."""
-    names = _names(parser)
-    return f" Its options: {', '.join(names)}." if 0 < len(names) <= _FEW else ""
-
-
-def _missing(parser: argparse.ArgumentParser, keys: list[str]) -> str:
-    names = [_label(parser, key) for key in keys]
-    by_file = " Give them by --config FILE." if any("." in name for name in names) else ""
-    return f"{', '.join(names)}: missing.{by_file}"
-
-
 # Values that an option does not take.
 
 
 def _wrong_value(parser: argparse.ArgumentParser, key: str, reason: str) -> str:
-    action = _action(parser, key)
-    label = _label(parser, key)
+    action, label = _action(parser, key), _label(parser, key)
     typehint = getattr(action, "_typehint", None)
+    denied = _DENIED.search(reason)
     if inner := _INNER.search(reason):
         named = _class_named(reason)
         return f"{label}{f' ({_last(named)})' if named else ''}: {inner[1]}"
-    denied = _DENIED.search(reason)
     if typehint is None:
         group = _NO_CONFIG.search(reason) or denied
         return about_group(parser, key, group[1]) if group else f"{label}: {_plain(reason)}"
     if denied:
-        return _denied(label, denied[1])
-    if classes_of(typehint):
-        return _wrong_class(label, typehint, reason)
-    return _wrong_plain_value(label, typehint, _given(reason), action)
+        return (
+            f"{label}: {denied[1]} is not imported: it is not of {', '.join(_open_packages())}. "
+            "For classes of your own, name their package in the environment variable "
+            f"{PLUGINS}."
+        )
+    if _classes(typehint):
+        return f"{label}: must be {_wanted(typehint)}; given {_wrong_class(typehint, reason)}"
+    return f"{label}: must be {_wrong_plain_value(typehint, _given(reason), action)}"
 
 
-def _denied(label: str, path: str) -> str:
-    return (
-        f"{label}: {path} is not imported: it is not of {', '.join(open_packages())}. For classes "
-        f"of your own, name their package in the environment variable {PLUGINS}."
-    )
-
-
-def _wrong_class(label: str, typehint: Any, reason: str) -> str:
+def _wrong_class(typehint: Any, reason: str) -> str:
     named = _class_named(reason)
     if named is None:
-        return f"{label}: must be {wanted(typehint)}; given {_given(reason)}."
-    if _last(named) in {base.__name__ for base in classes_of(typehint)}:
-        return f"{label}: must be {wanted(typehint)}; given options of it alone. Name it before."
-    hint = did_you_mean(_last(named), known_classes(classes_of(typehint)))
-    return f"{label}: must be {wanted(typehint)}; given {named}.{hint}"
+        return f"{_given(reason)}."
+    if _last(named) in {base.__name__ for base in _classes(typehint)}:
+        return "options of it alone. Name it before."
+    return f"{named}.{did_you_mean(_last(named), _known_classes(_classes(typehint)))}"
 
 
 def _class_named(reason: str) -> str | None:
@@ -204,23 +203,19 @@ def _given(reason: str) -> str:
     return " ".join(found[1].split()) if found else "nothing that fits"
 
 
-def _wrong_plain_value(label: str, typehint: Any, given: str, action: Any) -> str:
-    wish = wanted(typehint, action.default)
-    if given in ("True", "False") and literals_of(typehint):
+def _wrong_plain_value(typehint: Any, given: str, action: Any) -> str:
+    hint = ""
+    if given in ("True", "False") and _literals(typehint):
         hint = " YAML takes on, off, yes and no for true and false; put it in quotes."
     elif given.startswith("{"):
         hint = " YAML wants a space behind a colon."
     elif action.nargs in ("+", "*"):
         parts = _parts(given, typehint)
         hint = f" Write {' '.join(parts)}." if len(parts) > 1 else ""
-    else:
-        parts = _parts(given, element_of(typehint))
-        hint = f" Write [{', '.join(parts)}]." if parts else ""
-    return f"{label}: must be {wish}; given {given}.{hint or _close(given, typehint)}"
-
-
-def _close(given: str, typehint: Any) -> str:
-    return did_you_mean(given, literals_of(typehint))
+    elif parts := _parts(given, _element(typehint)):
+        hint = f" Write [{', '.join(parts)}]."
+    hint = hint or did_you_mean(given, _literals(typehint))
+    return f"{_wanted(typehint, action.default)}; given {given}.{hint}"
 
 
 def _parts(given: str, element: Any) -> list[str]:
@@ -228,7 +223,7 @@ def _parts(given: str, element: Any) -> list[str]:
     parts = [part.strip() for part in given.split(",")]
     if element is str:
         return [part if isinstance(_loaded(part), str) else f"'{part}'" for part in parts]
-    return parts if all(fits(_loaded(part), element) for part in parts) else []
+    return parts if all(_fits(_loaded(part), element) for part in parts) else []
 
 
 def _loaded(text: str) -> Any:
@@ -236,6 +231,15 @@ def _loaded(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _fits(value: Any, typehint: Any) -> bool:
+    """Whether a plain value is one of a type; False for classes and containers."""
+    if get_origin(typehint) is Literal:
+        return value in get_args(typehint)
+    if typehint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return typehint in (int, str) and type(value) is typehint
 
 
 # The parser's options.
@@ -251,21 +255,142 @@ def _names(parser: argparse.ArgumentParser) -> list[str]:
     ]
 
 
-def _action(parser: argparse.ArgumentParser, key: str) -> argparse.Action | None:
-    found = next((action for action in parser._actions if action.dest == key), None)
-    link: Any = found
-    return link.target[1] if hasattr(found, "target") else found
+def _action(parser: argparse.ArgumentParser, key: str) -> Any:
+    """The option of a key, or that which a link sets; None: there is none."""
+    found: Any = next((action for action in parser._actions if action.dest == key), None)
+    return found.target[1] if hasattr(found, "target") else found
 
 
 def _label(parser: argparse.ArgumentParser, key: str) -> str:
     """An option as its parser's users write it: as a key of a config, or with dashes."""
-    action = _action(parser, key)
     for link in parser._actions:
         if link.dest == key and hasattr(link, "source"):
             return str(link.source[0][0])
+    action = _action(parser, key)
     reads_config = any(isinstance(each, ActionConfigFile) for each in parser._actions)
-    is_inner = not getattr(parser, "exit_on_error", True)
-    is_key = reads_config or is_inner or "." in key
-    if is_key or action is None or not action.option_strings:
-        return key
-    return action.option_strings[0]
+    is_key = reads_config or not getattr(parser, "exit_on_error", True) or "." in key
+    return (
+        key if is_key or action is None or not action.option_strings else action.option_strings[0]
+    )
+
+
+# What may be written for an option, from its type.
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    NoneType: "null",
+}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
+_EXAMPLES = {bool: "true", int: "1", float: "0.5", NoneType: "null"}
+
+
+def _wanted(typehint: Any, default: Any = None) -> str:
+    """What a value of a type looks like: `a whole number`, `one of a, b`."""
+    *most, last = dict.fromkeys(_wanted_one(each, default) for each in _alternatives(typehint))
+    return f"{', '.join(most)}, or {last}" if most else last
+
+
+def _wanted_one(typehint: Any, default: Any) -> str:
+    origin, classes = get_origin(typehint), _classes(typehint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, get_args(typehint)))}"
+    if _is_list(typehint) and classes:
+        return "a list of such"
+    if _is_list(typehint) or origin in (tuple, dict):
+        shown = isinstance(default, (list, tuple)) and default
+        example = f"[{', '.join(map(str, default))}]" if shown else _example(typehint)
+        return f"{_container(typehint)}, such as {example}"
+    if is_dataclass(typehint):
+        return f"a mapping of its options ({', '.join(each.name for each in fields(typehint))})"
+    if known := list(_known_classes(classes)):
+        return f"one of {', '.join(known[:_FEW])}{', ...' if len(known) > _FEW else ''}"
+    return _WORDS.get(typehint) or f"a {getattr(typehint, '__name__', typehint)}"
+
+
+def _container(typehint: Any) -> str:
+    inner, origin = get_args(typehint) or (str,), get_origin(typehint)
+    choices = ", ".join(_literals(inner[0]))
+    if origin is dict:
+        return f"a mapping of some of {choices} to values" if choices else "a mapping"
+    if choices:
+        return f"a list of some of {choices}"
+    return f"a list of {f'{len(inner)} ' * (origin is tuple)}{_PLURALS.get(inner[0], 'values')}"
+
+
+def _example(typehint: Any) -> str:
+    """A value of a type, as YAML writes it."""
+    inner, origin = get_args(typehint), get_origin(typehint)
+    if origin is Literal:
+        return str(inner[0])
+    if _is_list(typehint):
+        element = inner[0] if inner else str
+        return f"[{', '.join(_literals(element)[:2]) or _example(element)}]"
+    if origin is tuple:
+        return f"[{', '.join(map(_example, inner))}]"
+    if origin is dict:
+        return f"{{{_example(inner[0])}: {_example(inner[1])}}}"
+    if is_dataclass(typehint):
+        return f"{{{fields(typehint)[0].name}: ...}}"
+    return _EXAMPLES.get(typehint, "NAME")
+
+
+def _alternatives(typehint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone; lists and `null` last."""
+    is_union = get_origin(typehint) in (Union, UnionType)
+    members = get_args(typehint) if is_union else (typehint,)
+    return tuple(sorted(members, key=lambda each: (each is NoneType, _is_list(each))))
+
+
+def _is_list(typehint: Any) -> bool:
+    return (get_origin(typehint) or typehint) in (list, Iterable, Sequence)
+
+
+def _element(typehint: Any) -> Any:
+    """What a list of the type holds; None: it is no list."""
+    lists = (each for each in _alternatives(typehint) if _is_list(each) and get_args(each))
+    return next((get_args(each)[0] for each in lists), None)
+
+
+def _literals(typehint: Any) -> tuple[str, ...]:
+    """The words among which a type chooses, in lists and unions too."""
+    if get_origin(typehint) is Literal:
+        return tuple(str(each) for each in get_args(typehint))
+    return tuple(word for each in get_args(typehint) for word in _literals(each))
+
+
+def _classes(typehint: Any) -> list[type]:
+    """The classes whose subclasses a type takes, in lists, in unions, or made by a call."""
+    if get_origin(typehint) is Callable:
+        return _classes(get_args(typehint)[-1])
+    inner = [found for each in get_args(typehint) for found in _classes(each)]
+    if inner or not inspect.isclass(typehint) or is_dataclass(typehint):
+        return inner
+    return [] if typehint.__module__.partition(".")[0] in sys.stdlib_module_names else [typehint]
+
+
+def _known_classes(bases: Iterable[type]) -> dict[str, type]:
+    """What can be chosen below some classes, by name; the program's own first."""
+    found = {each.__name__: each for base in bases for each in _concrete(base)}
+    return dict(sorted(found.items(), key=lambda item: (_is_foreign(item[1]), item[0])))
+
+
+def _concrete(base: type) -> Iterator[type]:
+    if not inspect.isabstract(base) and ABC not in base.__bases__ and _is_public(base):
+        yield base
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
+        yield from _concrete(subclass)
+
+
+def _is_public(each: type) -> bool:
+    """Whether a user may name it: it is where it says, and, if ours, a package exports it."""
+    package = each.__module__ if _is_foreign(each) else each.__module__.rpartition(".")[0]
+    found = getattr(sys.modules.get(package), each.__name__, None)
+    return found is each and not each.__name__.startswith("_")
+
+
+def _is_foreign(each: type) -> bool:
+    return each.__module__.partition(".")[0] not in ("callbacks", "pgprune_lightning")

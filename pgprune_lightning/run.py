@@ -4,28 +4,30 @@
 `execute_run` runs them; a fit first takes its folder.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace, lazy_instance
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 import callbacks
-from pgprune_lightning.class_paths import restrict_class_paths
+from pgprune_lightning.atomic_write import write_atomically
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
 from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.folder_lock import SECONDS_TO_WAIT, exclusive_output
-from pgprune_lightning.resolved_config import SaveResolvedConfig, fill_in_estimator, plain
+from pgprune_lightning.option_messages import restrict_class_paths
 from pgprune_lightning.stop_signals import exit_at_stop_signals, was_stopped
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoints import (
@@ -95,7 +97,7 @@ class RunParser(OneLineErrorParser):
         """Write a configuration as YAML."""
         if "model" in namespace:  # and it is not the options of one class
             namespace = namespace.clone()
-            fill_in_estimator(namespace)
+            _fill_in_estimator(namespace)
         text: str = super().dump(namespace, *arguments, **options)
         return text
 
@@ -200,18 +202,17 @@ def resolve_config(
         given = ("--config", json.dumps(plain(given)))
     restrict_class_paths()  # the environment may have changed since the parser was made
     config: Namespace = run_parser(command, module_class).parse_args(list(given))  # type: ignore[arg-type]
-    _check_command(config, command, given)
-    _check_values(config)
+    _check(config, command, given)
     check_fixed(config.trainer)
     if command == "fit" and not config.trainer.fast_dev_run:
         check_length(config.trainer)
-    fill_in_estimator(config)
+    _fill_in_estimator(config)
     if config.data.tokenizer is None:
         config.data.tokenizer = config.model.base_model
     return config
 
 
-def _check_command(config: Namespace, command: Command, arguments: Sequence[str]) -> None:
+def _check(config: Namespace, command: Command, arguments: Sequence[str]) -> None:
     if command == "fit" and config.ckpt_path is not None:
         raise UserError(
             f"ckpt_path: fit goes on from a checkpoint by --resume {config.ckpt_path}, or by "
@@ -222,9 +223,6 @@ def _check_command(config: Namespace, command: Command, arguments: Sequence[str]
         raise UserError(
             f"resume: is an option of fit; {command} measures the checkpoint given by --ckpt_path."
         )
-
-
-def _check_values(config: Namespace) -> None:
     seed = config.seed_everything
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything: must be a number from 0 to 2^32 - 1, given {seed}.")
@@ -236,6 +234,26 @@ def _check_values(config: Namespace) -> None:
     refuse_secrets(plain(config.as_dict()))
     if config.ckpt_path is not None:
         read_policy(config.ckpt_path)
+
+
+def _fill_in_estimator(config: Namespace) -> None:
+    """Write down the estimator that the policy chooses, where none is given."""
+    model = config.model
+    if model.estimator is None and model.policy is not None:
+        module, _, name = model.policy.class_path.rpartition(".")
+        chosen = getattr(import_module(module), name).default_estimator()
+        parameters = inspect.signature(chosen).parameters
+        options = {name: parameter.default for name, parameter in parameters.items()}
+        model.estimator = lazy_instance(chosen, **options).lazy_get_init_data()
+
+
+def plain(value: Any) -> Any:
+    """Primitives only, as loggers and YAML want them."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 # Objects.
@@ -314,6 +332,57 @@ def remove_callbacks(trainer: Trainer, *kinds: type) -> None:
     """Take a Trainer's callbacks of some classes away."""
     kept = [each for each in trainer.callbacks if not isinstance(each, kinds)]  # type: ignore[attr-defined]
     trainer.callbacks = kept  # type: ignore[attr-defined]
+
+
+class SaveResolvedConfig(Callback):
+    """Writes the resolved configuration into the run folder of a fit, once the model is loaded.
+
+    Not before: a run that fails on its input leaves a folder in which the next one can start.
+    `execution.mode: auto` is decided in the first steps, and then written.
+
+    Args:
+        parser: Writes the configuration out.
+        config: The options of the run.
+    """
+
+    def __init__(self, parser: RunParser, config: Namespace) -> None:
+        self._parser = parser
+        self._config = config
+        self._path = Path(config.run_dir) / "config.yaml"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, and hand the configuration to loggers that show it."""
+        self._config = self._config.clone()
+        self._write(trainer, pl_module)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_hyperparams(plain(self._config.as_dict()))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the file again once the execution of masks is chosen."""
+        del outputs, batch, batch_idx
+        mode = self._config.model.execution.mode
+        if mode == "auto" and pl_module.masked_model.execution is not None:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file again if it was deleted during the run."""
+        if trainer.is_global_zero and not self._path.exists():
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write what was given, and what the run has chosen where options let it."""
+        masked_model, options = pl_module.masked_model, self._config.model.execution
+        options.dtype = str(masked_model.model.dtype).removeprefix("torch.")
+        options.attention = masked_model.model.config._attn_implementation
+        options.mode = masked_model.execution or options.mode
+        if str(self._config.trainer.devices) in ("auto", "-1"):
+            self._config.trainer.devices = trainer.num_devices
+        if trainer.is_global_zero:
+            text = self._parser.dump(self._config, skip_unset=False)
+            write_atomically(self._path, text.encode())
 
 
 # Running.

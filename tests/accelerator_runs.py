@@ -52,7 +52,7 @@ from pgprune_lightning.training.budget_schedule import Progressive
 from research.backpropagation import BackpropagatedPruning, StraightThrough
 from tests.simulated_accelerator import SimulatedAccelerator, simulated_accelerator
 from tests.tiny_models import CONFIGS, make_tiny_model, random_tokens
-from tests.tiny_runs import TinyRun, write_tiny_model, write_tiny_texts
+from tests.tiny_runs import TinyRun, grouped, write_tiny_model, write_tiny_texts
 
 CASES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -155,9 +155,8 @@ def back_propagated(run: TinyRun, device: torch.device) -> None:
         str(run.model),
         keep_ratio=0.6,
         gates=StraightThrough(),
-        num_mask_samples=1,
         initialization=Initialization(num_blocks=8),
-        dtype="float32",
+        **grouped({"num_mask_samples": 1, "dtype": "float32"}),
     )
     fit(run, module, device)
 

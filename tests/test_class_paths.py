@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pgprune_lightning.class_paths import PLUGINS
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.option_messages import PLUGINS
 from pgprune_lightning.run import run_parser
 from tests.tiny_commands import TinyCommand, refused
 from tests.tiny_experiments import Compare

@@ -22,8 +22,7 @@ from pgprune_lightning.initialization.initial_policy import METRICS
 from pgprune_lightning.masking.frozen_model import load_model_config
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.positions import check_lengths
-from pgprune_lightning.resolved_config import plain
-from pgprune_lightning.run import Command, build_run, resolve_config
+from pgprune_lightning.run import Command, build_run, plain, resolve_config
 from pgprune_lightning.training import PolicyGradientPruning
 
 
