@@ -107,7 +107,7 @@ def problems(draw):
 @given(problems())
 def test_kkt_and_idempotence(problem):
     z, budget, options = problem
-    arguments = {"costs_U" if key == "costs" else key: v for key, v in options.items()}
+    arguments = {"costs_N" if key == "costs" else key: v for key, v in options.items()}
     s = project_onto_budget(z, budget, **arguments)
     assert_kkt(z, budget, s, **options)
     torch.testing.assert_close(project_onto_budget(s, budget, **arguments), s, atol=1e-10, rtol=0)
@@ -204,8 +204,8 @@ def test_the_dtype_is_kept_and_the_argument_untouched():
     [
         ([0.5, float("nan")], 1.0, {}, "1 of 2 values .* not finite"),
         ([0.5, float("inf")], 1.0, {}, "not finite"),
-        ([0.5, 0.5], 1.0, {"costs_U": torch.tensor([1.0, 0.0])}, "positive"),
-        ([0.5, 0.5], 1.0, {"costs_U": torch.tensor([1.0, -2.0])}, "positive"),
+        ([0.5, 0.5], 1.0, {"costs_N": torch.tensor([1.0, 0.0])}, "positive"),
+        ([0.5, 0.5], 1.0, {"costs_N": torch.tensor([1.0, -2.0])}, "positive"),
         ([0.5, 0.5], 1.0, {"lower": 0.6, "upper": 0.5}, "above its upper"),
         ([0.5, 0.5], -0.1, {}, "cannot be met"),
         ([0.5, 0.5], float("nan"), {}, "cannot be met"),
