@@ -115,8 +115,12 @@ def about_group(parser: argparse.ArgumentParser, key: str, given: Any) -> str:
     """Say that an option is a group of others, and no value."""
     inner = [name for name in _names(parser) if name.startswith(f"{key}.")]
     shown = ", ".join(inner[:_FEW]) + (", ..." if len(inner) > _FEW else ".")
-    # A file without a folder is taken for the path of a class.
-    hint = f" Write ./{given}." if Path(str(given)).is_file() else ""
+    path = Path(str(given))
+    hint = ""
+    if f"{key}.path" in inner and path.suffix not in ("", ".yaml", ".yml"):
+        hint = f" Did you mean --{key}.path {given}?"
+    elif path.is_file() and str(given) == path.name:  # without a folder, taken for a class
+        hint = f" Write ./{given}."
     return (
         f"{key}: is a group of options, or a YAML file of them; given {given}.{hint} "
         f"The options: {shown}"

@@ -64,7 +64,8 @@ OF_FIT = {
     "--config '{checkpoint: 5}'": "checkpoint: is a group of options, or a YAML file of them; "
     "given 5. The options: checkpoint.every_n_train_steps, checkpoint.keep.",
     "--data.train text.txt": "data.train: is a group of options, or a YAML file of them; given "
-    "text.txt. The options: data.train.path, ",
+    "text.txt. Did you mean --data.train.path text.txt? The options: data.train.path, ",
+    "--data.validation ./my/text.jsonl": "Did you mean --data.validation.path ./my/text.jsonl?",
     "--model.budget.progressive true": "model.budget.progressive: must be a mapping of its options "
     "(start, step, steps_per_stage), or null; given true.",
     "--wandb.mode on": "wandb.mode: must be one of off, online, offline; given on.",
