@@ -72,7 +72,7 @@ class FeasibleSet:
     ) -> None:
         """Check that the budgets can be met."""
         self._space = space
-        self._fill = fill
+        self.fill = fill
         self.constraints: tuple[Constraint, ...] = build_constraints(
             space, keep_ratio, scope, protected_layers, lower, upper, layer_keep_ratios, multiples
         )
@@ -110,7 +110,7 @@ class FeasibleSet:
                 costs_N=part.costs,
                 lower=part.lower,
                 upper=part.upper,
-                fill=self._fill,
+                fill=self.fill,
             )
         return s_U
 
@@ -140,30 +140,6 @@ class FeasibleSet:
             for s_U, mask_U in zip(s_SU, masks_SU, strict=True):
                 mask_U[part.units] = kept_units(s_U[part.units], part)
         return masks_SU
-
-    def contains(self, s_U: Tensor, tolerance: float = 1e-9) -> bool:
-        """Whether probabilities, (U,), are feasible within a tolerance.
-
-        Args:
-            s_U: The probabilities.
-            tolerance: How far a probability may be outside, and a kept cost relative to its limit.
-        """
-        s_U = s_U.detach().cpu()
-        protected_U = torch.ones(self._space.num_units, dtype=torch.bool)
-        for part in self.constraints:
-            s_N = s_U.double()[part.units]
-            protected_U[part.units] = False
-            inside = (s_N >= part.lower - tolerance) & (s_N <= part.upper + tolerance)
-            excess = float(part.costs @ s_N) - part.limit
-            excess = abs(excess) if self._fill else excess
-            # "not <=", so that NaN is outside.
-            if not inside.all() or not excess <= tolerance * max(1.0, part.limit):
-                return False
-            for group in part.groups:
-                total = float(s_N[group.start : group.end].sum())
-                if not group.allows(total, tolerance * group.count):
-                    return False
-        return bool((s_U[protected_U] == 1).all())
 
     def expected_keep_ratio(self, s_U: Tensor) -> float:
         """Expected kept share of the cost, from 0 to 1, under probabilities (U,).

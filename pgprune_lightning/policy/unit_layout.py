@@ -141,12 +141,6 @@ class UnitLayout:
         group = self.groups[bisect_right(self.groups, unit, key=lambda g: g.start) - 1]
         return group.layer, group.kind, unit - group.start
 
-    def flat_index(self, layer: int, kind: UnitKind, index: int) -> int:
-        """The flat index of a unit, the inverse of `locate`."""
-        group = self.group(layer, kind)
-        assert 0 <= index < group.count, f"index {index} of {group}"
-        return group.start + index
-
     def view(self, values_U: Tensor, layer: int, kind: UnitKind) -> Tensor:
         """The part of a vector (U,), or of vectors (S, U), that belongs to one group."""
         assert values_U.shape[-1] == self.num_units, values_U.shape

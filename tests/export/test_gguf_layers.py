@@ -26,7 +26,7 @@ def cut_of(tiny_model: Callable[..., PreTrainedModel]) -> Callable[..., PreTrain
         model = tiny_model("llama_gqa", **overrides)
         space = unit_layout_of(model, ["kv_group", "mlp_channel"])
         mask_U = torch.ones(space.num_units, dtype=torch.bool)
-        mask_U[space.flat_index(1, "mlp_channel", 3)] = False
+        space.view(mask_U, 1, "mlp_channel")[3] = False
         for layer, kind in zip(dropped[::2], dropped[1::2], strict=True):
             space.view(mask_U, layer, kind).fill_(False)
         return cut_model(model, space, mask_U)

@@ -18,22 +18,19 @@ def test_build_computes_starts(space):
     assert space.kinds == ("kv_group", "mlp_channel")
 
 
-def test_locate_and_flat_index_are_inverse_on_every_unit(space):
+def test_locate_finds_every_unit_in_its_group(space):
     places = [space.locate(unit) for unit in range(space.num_units)]
     assert places[:3] == [(0, "kv_group", 0), (0, "kv_group", 1), (0, "mlp_channel", 0)]
     assert len(set(places)) == space.num_units
-    assert [space.flat_index(*place) for place in places] == list(range(space.num_units))
+    starts = [space.group(layer, kind).start for layer, kind, _ in places]
+    units = [start + index for start, (_, _, index) in zip(starts, places, strict=True)]
+    assert units == list(range(space.num_units))
 
 
 @pytest.mark.parametrize("unit", [-1, 22])
 def test_locate_refuses_units_that_do_not_exist(space, unit):
     with pytest.raises(AssertionError):
         space.locate(unit)
-
-
-def test_flat_index_refuses_an_index_of_the_next_group(space):
-    with pytest.raises(AssertionError):
-        space.flat_index(0, "kv_group", 2)
 
 
 def test_group_names_what_there_is(space):

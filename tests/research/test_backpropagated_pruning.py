@@ -18,6 +18,7 @@ from research.backpropagation import (
     GumbelSoftmax,
     StraightThrough,
 )
+from tests.policy_points import is_feasible
 from tests.tiny_runs import TinyRun, grouped
 
 SAMPLE = StraightThrough("sample")
@@ -60,7 +61,7 @@ def test_the_first_step_is_that_of_its_definition(tiny_run: TinyRun) -> None:
     torch.testing.assert_close(
         trained.policy.keep_probabilities.detach(), expected_U, rtol=1e-6, atol=1e-9
     )
-    assert start.feasible_set.contains(trained.policy.keep_probabilities)
+    assert is_feasible(start.feasible_set, trained.policy.keep_probabilities)
 
 
 def _price(start: BackpropagatedPruning, s_U: Tensor, gradient_U: Tensor) -> Tensor:

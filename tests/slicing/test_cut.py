@@ -70,7 +70,7 @@ def test_what_is_left_is_what_the_mask_keeps(tiny_model: Callable[..., PreTraine
     model = tiny_model("llama_gqa")
     space = unit_layout_of(model, ["kv_group", "mlp_channel"])
     mask_U = torch.ones(space.num_units, dtype=torch.bool)
-    mask_U[space.flat_index(1, "kv_group", 0)] = False
+    space.view(mask_U, 1, "kv_group")[0] = False
     space.view(mask_U, 2, "mlp_channel")[5:].fill_(False)
     cut, layers = cut_model(model, space, mask_U), model.model.layers
     attention, mlp = cut.model.layers[1].self_attn, cut.model.layers[2].mlp
