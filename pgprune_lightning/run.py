@@ -93,11 +93,13 @@ class Run(NamedTuple):
 class RunParser(OneLineErrorParser):
     """Parses the options of a run; writes them out with what they leave open filled in."""
 
+    module_class: type[PolicyGradientPruning] = PolicyGradientPruning
+
     def dump(self, namespace: Namespace, *arguments: Any, **options: Any) -> str:
         """Write a configuration as YAML."""
         if "model" in namespace:  # and it is not the options of one class
             namespace = namespace.clone()
-            _fill_in_estimator(namespace)
+            _fill_in_estimator(namespace, self.module_class)
         text: str = super().dump(namespace, *arguments, **options)
         return text
 
@@ -117,6 +119,7 @@ def run_parser(
         description="The options of fit, validate and test. docs/commands/fit.md explains them.",
         dump_header=[f"lightning.pytorch=={lightning.__version__}"],
     )
+    parser.module_class = module_class
     parser.add_argument(
         *("-c", "--config"), action=ActionConfigFile, help="Configuration file, YAML or JSON."
     )
@@ -206,7 +209,7 @@ def resolve_config(
     check_fixed(config.trainer)
     if command == "fit" and not config.trainer.fast_dev_run:
         check_length(config.trainer)
-    _fill_in_estimator(config)
+    _fill_in_estimator(config, module_class)
     if config.data.tokenizer is None:
         config.data.tokenizer = config.model.base_model
     return config
@@ -236,10 +239,10 @@ def _check(config: Namespace, command: Command, arguments: Sequence[str]) -> Non
         read_policy(config.ckpt_path)
 
 
-def _fill_in_estimator(config: Namespace) -> None:
+def _fill_in_estimator(config: Namespace, module_class: type[PolicyGradientPruning]) -> None:
     """Write down the estimator that the policy chooses, where none is given."""
     model = config.model
-    if model.estimator is None and model.policy is not None:
+    if module_class.uses_estimator and model.estimator is None and model.policy is not None:
         module, _, name = model.policy.class_path.rpartition(".")
         chosen = getattr(import_module(module), name).default_estimator()
         parameters = inspect.signature(chosen).parameters

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pgprune_lightning.training import policy_module
+from pgprune_lightning.training import pruning_module
 from tests.tiny_runs import TinyRun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def test_holes_in_the_heap_are_given_back() -> None:
 
 def test_every_validation_ends_with_it(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back: list[None] = []
-    monkeypatch.setattr(policy_module, "give_back_freed_memory", lambda: given_back.append(None))
+    monkeypatch.setattr(pruning_module, "give_back_freed_memory", lambda: given_back.append(None))
     trainer = tiny_run.trainer(max_steps=4, val_check_interval=2)
     trainer.fit(tiny_run.module(), datamodule=tiny_run.datamodule())
     assert len(given_back) == 3  # of the untrained mask, and two

@@ -29,8 +29,8 @@ class BackpropagatedPruning(PolicyGradientPruning):
     """Learns the keep-probabilities from gate gradients instead of losses alone.
 
     The budget, the start, the text, validation and plans are those of `PolicyGradientPruning`; its
-    estimator and `lr_factors` are not used. The probabilities are sigmoids of logits, which take a
-    step of Adam and are shifted to the budget again.
+    estimator and `lr_factors` would not be used, and are refused. The probabilities are sigmoids of
+    logits, which take a step of Adam and are shifted to the budget again.
 
     Args:
         base_model: See `PolicyGradientPruning`, as for all options that are not named here.
@@ -44,6 +44,8 @@ class BackpropagatedPruning(PolicyGradientPruning):
     Raises:
         UserError: An option is out of range or makes no sense here.
     """
+
+    uses_estimator = False
 
     def __init__(
         self,
@@ -62,6 +64,11 @@ class BackpropagatedPruning(PolicyGradientPruning):
             raise UserError(
                 "objective.loss: back-propagation is for comparison with cross_entropy, given "
                 f"{self.objective.loss}."
+            )
+        if options.get("estimator") is not None or self.update.lr_factors:
+            raise UserError(
+                "estimator, update.lr_factors: back-propagation uses neither; leave them out, or "
+                "set them to null."
             )
         self.gates = gates
         self.seconds = seconds

@@ -11,7 +11,7 @@ from torch import Tensor
 import callbacks
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization import Initialization
-from pgprune_lightning.policy import shift_logits
+from pgprune_lightning.policy import PlainReinforce, shift_logits
 from research.backpropagation import (
     BackpropagatedPruning,
     GateDraw,
@@ -137,6 +137,8 @@ def test_it_ends_with_its_time_and_validates_what_it_has(tiny_run: TinyRun) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"lr_factors": {"mlp_channel": 0.1}}, "lr_factors: back-propagation uses neither"),
+        ({"estimator": PlainReinforce()}, "estimator, .*: back-propagation uses neither"),
         ({"num_mask_samples": 2}, "num_mask_samples: the budget's mask is the same in all 2"),
         ({"seconds": 0.0}, "seconds: must be above 0"),
         (
