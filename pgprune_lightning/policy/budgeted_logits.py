@@ -1,13 +1,13 @@
 """Logits to keep-probabilities whose expected kept cost is the budget, and gradients back.
 
-In each budget `s_u = lower + (upper - lower) * sigmoid(x_u + b)`, with the one shift b at which
-`sum(c * s)` is the limit. The map is smooth: a unit near a bound moves slowly, and never not at
-all, as it would under a clamp.
+In each budget `s_u = lower + (upper - lower) * sigmoid(x_u + b)`, with the one shift b for which
+`sum(c * s)` equals the limit. The map is smooth: a unit near a bound moves slowly, but it moves,
+as it would not under a clamp.
 
-With v the derivative of s by its own logit at a fixed shift, c the costs and C = sum(c v), a
-budget's probabilities answer its logits by `J = V (1 - e (c v)^T / C)`, e all ones. The Fisher
-information of a probability is 1 / (s (1 - s)), so that of the logits is, with
-`omega = v^2 / (s (1 - s))` and `q = c v`, diagonal but for two directions:
+Let v be the derivative of s with respect to its own logit at a fixed shift, c the costs and
+C = sum(c v). The Jacobian of a budget's probabilities is `J = V (1 - e (c v)^T / C)`, e all ones.
+The Fisher information of a probability is 1 / (s (1 - s)), so that of the logits is, with
+`omega = v^2 / (s (1 - s))` and `q = c v`, diagonal except for two directions:
 `J^T diag(1 / (s (1 - s))) J = diag(omega) - (omega q^T + q omega^T) / C + sum(omega) q q^T / C^2`.
 
 Shapes: U units of the whole model, N free units of one constraint, G groups whose units share K
@@ -24,18 +24,14 @@ from torch import Tensor
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy.feasible_set import FeasibleSet
 
-_TOLERANCE = 1e-14  # of the kept cost, as a share of the whole one
-_MOST_ROUNDS = 200  # of bisection alone they would be enough
+_TOLERANCE = 1e-14  # of the kept cost, relative to the whole cost
+_MOST_ROUNDS = 200  # enough even for bisection alone
 _FAR = 800.0  # where a sigmoid is exactly 0 or 1
-_MARGIN = 1e-3  # how near a bound, as a share of the way between them, a unit at a bound starts
+_MARGIN = 1e-3  # start of a unit at a bound, as a share of the distance between the bounds
 
 
 def check_no_layer_bounds(feasible_set: FeasibleSet) -> None:
-    """Refuse layer bounds, which one shift a budget cannot meet.
-
-    Raises:
-        UserError: There are some.
-    """
+    """Refuse layer bounds, which one shift a budget cannot meet, with a UserError."""
     if any(constraint.groups for constraint in feasible_set.constraints):
         raise UserError(
             "model.policy: a policy of logits cannot hold layer_keep_ratios. Leave them at [0, 1], "
@@ -51,8 +47,8 @@ def probabilities_on_budget(logits_U: Tensor, feasible_set: FeasibleSet) -> Tens
         feasible_set: Budgets and bounds.
 
     Returns:
-        Keep-probabilities, (U,) float64: each budget's kept cost is its limit to within 1e-12 of
-        the whole cost; protected units have exactly 1.
+        Keep-probabilities, (U,) float64. The kept cost of each budget is its limit to within 1e-12
+        of the whole cost; protected units have exactly 1.
 
     Raises:
         UserError: A logit is not finite.
@@ -73,12 +69,11 @@ def shift_logits(logits_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
 
     Args:
         logits_U: Logits x, (U,).
-        feasible_set: Budgets. Bounds are left to the projection: an initial policy is shifted,
-            then projected.
+        feasible_set: Budgets; bounds are ignored, since an initial policy is projected afterwards.
 
     Returns:
-        `x + b` with one constant `b` a budget, (U,) float64: the kept cost is the limit to within
-        1e-12 of the whole cost; protected units' logits unchanged.
+        `x + b` with one constant `b` a budget, (U,) float64. The kept cost is the limit to within
+        1e-12 of the whole cost; logits of protected units are unchanged.
 
     Raises:
         UserError: A logit is not finite.
@@ -101,7 +96,7 @@ def _check_finite(logits_U: Tensor) -> None:
 
 
 def _shift(x_N: Tensor, weights_N: Tensor, mean: float) -> Tensor:
-    """Find the b with a given weighted mean of sigmoid(x + b); Newton within a bracket."""
+    """Find the b for a given weighted mean of sigmoid(x + b), by Newton within a bracket."""
     if mean <= _TOLERANCE:
         return -_FAR - x_N.max()
     if mean >= 1 - _TOLERANCE:
@@ -124,16 +119,12 @@ def _shift(x_N: Tensor, weights_N: Tensor, mean: float) -> Tensor:
 
 
 def logits_of(probabilities_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
-    """Find logits that the map takes to given probabilities, or near them.
-
-    Args:
-        probabilities_U: Feasible probabilities, (U,).
-        feasible_set: Budgets and bounds.
+    """Invert `probabilities_on_budget` at feasible probabilities, (U,).
 
     Returns:
         Logits, (U,) float64, finite; 0 for protected units. A unit exactly at a bound, whose logit
-        is infinite, gets that of a thousandth of the way from it, or beyond that the outermost of
-        its budget: their order stays, and their derivatives are not lost.
+        would be infinite, starts a thousandth of the distance away from it, or at the outermost
+        logit of its budget if that is further: the order stays, and derivatives do not vanish.
     """
     logits_U = torch.zeros_like(probabilities_U, dtype=torch.float64)
     most = float(torch.logit(torch.tensor(1 - _MARGIN, dtype=torch.float64)))
@@ -148,11 +139,7 @@ def logits_of(probabilities_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
 
 
 def derivatives(s_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
-    """Derivative of each probability by its own logit at a fixed shift.
-
-    Args:
-        s_U: What the map gave, (U,) float64.
-        feasible_set: Budgets and bounds.
+    """Derivative v of each probability with respect to its own logit at a fixed shift.
 
     Returns:
         `(s - lower) (upper - s) / (upper - lower)`, (U,) float64; 0 for protected units.
@@ -166,14 +153,14 @@ def derivatives(s_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
 
 
 def pull_back(gradient_U: Tensor, v_U: Tensor, feasible_set: FeasibleSet) -> Tensor:
-    """Turn a gradient of the probabilities into one of the logits, through the shift.
+    """Turn a gradient with respect to the probabilities into one with respect to the logits.
 
-    The shift answers every logit: `db/dx_u = -c_u v_u / sum(c v)`, since the kept cost stays.
+    The kept cost is constant, so the shift depends on every logit: `db/dx_u = -c_u v_u / sum(c v)`.
 
     Args:
         gradient_U: d E[loss] / d s, (U,) float64, in nats per token.
         v_U: The `derivatives`, (U,).
-        feasible_set: Budgets.
+        feasible_set: The budgets.
 
     Returns:
         `v (g - c sum(v g) / sum(v c))` in each budget, (U,) float64; 0 for protected units.
@@ -197,9 +184,9 @@ def natural_logit_gradient(
     Args:
         gradient_U: Gradient of the logits, (U,) float64.
         s_U: Keep-probabilities, (U,).
-        v_U: Their derivatives by their own logits at a fixed shift, (U,).
+        v_U: The `derivatives`, (U,), times the sharpness of the logits.
         feasible_set: The budgets.
-        damping: Added to every unit's information, positive.
+        damping: Added to the information of every unit, positive.
 
     Returns:
         x, (U,) float64; 0 for protected units.
@@ -212,24 +199,17 @@ def natural_logit_gradient(
         units = constraint.units
         omega_N, q_N = omega_U[units], v_U[units] * constraint.costs
         diagonal_N = omega_N + damping
-        gradient_N = gradient_U[units]
-        first_N = gradient_N / diagonal_N
+        x_N = gradient_U[units] / diagonal_N
         if float(q_N.sum()) > 0:
-            # Woodbury's identity for the two directions; their inverse core has a closed form.
+            # Woodbury's identity for the two directions; `core` is the inverse of the matrix
+            # [[0, -1/C], [-1/C, sum(omega)/C^2]] between them, which has a closed form.
             directions_N2 = torch.stack([omega_N, q_N], dim=1)
-            core = _inverse_core(omega_N.sum(), q_N.sum())
+            omega_sum, q_sum = omega_N.sum(), q_N.sum()
+            core = torch.stack([-omega_sum, -q_sum, -q_sum, torch.zeros_like(q_sum)]).view(2, 2)
             core = core + directions_N2.T @ (directions_N2 / diagonal_N[:, None])
-            first_N -= (
-                directions_N2 @ torch.linalg.solve(core, directions_N2.T @ first_N)
-            ) / diagonal_N
-        solved_U[units] = first_N
+            x_N -= (directions_N2 @ torch.linalg.solve(core, directions_N2.T @ x_N)) / diagonal_N
+        solved_U[units] = x_N
     return solved_U
-
-
-def _inverse_core(omega_sum: Tensor, q_sum: Tensor) -> Tensor:
-    """Inverse of [[0, -1/C], [-1/C, sum(omega)/C^2]]."""
-    zero = torch.zeros_like(omega_sum)
-    return torch.stack([torch.stack([-omega_sum, -q_sum]), torch.stack([-q_sum, zero])])
 
 
 def unit_information(s_U: Tensor, v_U: Tensor) -> Tensor:
@@ -248,21 +228,18 @@ def natural_pooled_gradient(
     *,
     damping: float,
 ) -> Tensor:
-    """Solve the same for parameters that units of a group share, logit = features @ parameters.
+    """Solve the same for parameters that units of a group share: logit = features @ parameters.
 
-    With A the matrix of features it is `A^T (F + damping) A`, F that of the units' logits.
+    With A the matrix of features and F the information of the units' logits, the information is
+    `A^T (F + damping) A`. See `natural_logit_gradient` for the other arguments.
 
     Args:
         gradient_GK: Gradient of the K parameters of each of G groups, float64.
-        features_UK: What each unit multiplies its group's parameters by; zeros: it has none.
+        features_UK: Factors of each unit on its group's parameters; zeros: it has none.
         group_of_U: Index of each unit's group, (U,) int64.
-        s_U: Keep-probabilities, (U,).
-        v_U: Their derivatives by their own logits at a fixed shift, (U,).
-        feasible_set: The budgets.
-        damping: Added to every unit's information, positive.
 
     Returns:
-        x, (G, K) float64; 0 in directions that no unit has a feature in.
+        x, (G, K) float64; 0 in directions in which no unit has a feature.
     """
     omega_U = unit_information(s_U, v_U)
 

@@ -1,4 +1,4 @@
-"""Which prunable units a model has, where each lies in the flat mask, and what it costs.
+"""The prunable units of a model: their place in the flat mask, and their cost in parameters.
 
 Shapes: S samples, U units of the whole model, G groups.
 """
@@ -21,16 +21,16 @@ UnitKind = Literal["kv_group", "mlp_channel", "attention", "mlp", "layer"]
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """All units of one kind in one decoder layer, side by side in the flat mask.
+    """All units of one kind in one decoder layer, adjacent in the flat mask.
 
     Args:
         layer: Index of the decoder layer, from 0.
-        kind: What one unit is.
+        kind: Kind of unit.
         start: Flat index of the group's first unit.
         count: Number of units.
-        unit_cost: Parameters that leave the model with one unit.
-        remnant_cost: Parameters that leave besides when the group's last unit leaves, such as
-            the norm in front of the sub-layer.
+        unit_cost: Parameters that are removed with one unit.
+        remnant_cost: Further parameters that are removed with the group's last unit, such as the
+            norm before the sub-layer.
     """
 
     layer: int
@@ -104,17 +104,17 @@ class UnitLayout:
 
     @cached_property
     def num_layers(self) -> int:
-        """Number of decoder layers, which is one more than the highest layer index."""
+        """Number of decoder layers: one more than the highest layer index."""
         return max(group.layer for group in self.groups) + 1
 
     @cached_property
     def kinds(self) -> tuple[UnitKind, ...]:
-        """The kinds there are, in the order of their first group."""
+        """The kinds of unit, in the order of their first group."""
         return tuple(dict.fromkeys(group.kind for group in self.groups))
 
     @cached_property
     def unit_costs_U(self) -> Tensor:  # noqa: N802 - the suffix is the shape
-        """Parameters that leave with each unit, (U,) float64."""
+        """Parameters that are removed with each unit, (U,) float64."""
         costs_G = torch.tensor([g.unit_cost for g in self.groups], dtype=torch.float64)
         return costs_G.repeat_interleave(torch.tensor([g.count for g in self.groups]))
 
