@@ -231,12 +231,16 @@ def natural_pooled_gradient(
     """Solve the same for parameters that units of a group share: logit = features @ parameters.
 
     With A the matrix of features and F the information of the units' logits, the information is
-    `A^T (F + damping) A`. See `natural_logit_gradient` for the other arguments.
+    `A^T (F + damping) A`.
 
     Args:
         gradient_GK: Gradient of the K parameters of each of G groups, float64.
         features_UK: Factors of each unit on its group's parameters; zeros: it has none.
         group_of_U: Index of each unit's group, (U,) int64.
+        s_U: Keep-probabilities, (U,).
+        v_U: The `derivatives`, (U,), times the sharpness of the logits.
+        feasible_set: The budgets.
+        damping: Added to the information of every unit, positive.
 
     Returns:
         x, (G, K) float64; 0 in directions in which no unit has a feature.
