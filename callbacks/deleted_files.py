@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from pgprune_lightning.training.folder_watch import FolderWatch
+from pgprune_lightning.training.run_folder import FolderWatch
 
 
 class DeletedFiles(Callback):

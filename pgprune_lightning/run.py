@@ -35,13 +35,13 @@ from pgprune_lightning.training.checkpoints import (
     find_checkpoint,
     read_policy,
 )
-from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.loggers import WandbOptions, build_loggers, own_wandb_run
 from pgprune_lightning.training.other_ranks import decided_by_rank_zero, report_lost_children
 from pgprune_lightning.training.run_folder import (
     NEVER_DELETED,
     START_FILE,
     ExistingRun,
+    FolderWatch,
     check_run_folder,
     claim_run_folder,
     how_to_go_on,

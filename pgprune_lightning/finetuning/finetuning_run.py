@@ -41,8 +41,8 @@ from pgprune_lightning.finetuning.work_folder import (
     work_folder,
 )
 from pgprune_lightning.masking.fingerprint import weights_fingerprint
-from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.metrics_file import METRICS_FILE, MetricsFile
+from pgprune_lightning.training.run_folder import FolderWatch
 
 
 @dataclass(frozen=True)

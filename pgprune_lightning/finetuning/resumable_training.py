@@ -11,8 +11,8 @@ from typing import Any
 from pgprune_lightning.finetuning.adapter_checkpoints import AdapterCheckpoints
 from pgprune_lightning.finetuning.adapter_training import AdapterTraining
 from pgprune_lightning.stop_signals import ExplainedExit, noted_stop_signals
-from pgprune_lightning.training.folder_watch import FolderWatch
 from pgprune_lightning.training.metrics_file import MetricsFile
+from pgprune_lightning.training.run_folder import FolderWatch
 
 
 @dataclass

@@ -1,9 +1,15 @@
+import warnings
 from pathlib import Path
 
 import pytest
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.training.run_folder import RUN_FILES, check_run_folder, claim_run_folder
+from pgprune_lightning.training.run_folder import (
+    RUN_FILES,
+    FolderWatch,
+    check_run_folder,
+    claim_run_folder,
+)
 
 
 @pytest.fixture
@@ -59,3 +65,60 @@ def test_a_file_in_the_way_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match="cannot be made: File exists"):
         claim_run_folder(tmp_path / "run", "stop", resumes=False)
+
+
+NAMES = ("a", "b/c", "never")
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Path:
+    (tmp_path / "b").mkdir()
+    for name in ("a", "b/c", "other"):
+        (tmp_path / name).write_text("")
+    return tmp_path
+
+
+def test_nothing_is_said_of_what_is_there_or_never_was(watched: Path) -> None:
+    watch = FolderWatch(watched, NAMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watch.look()
+        (watched / "other").unlink()
+        watch.look()
+    watch.check()
+
+
+def test_what_is_deleted_is_said_once_and_refused_in_the_end(watched: Path) -> None:
+    watch = FolderWatch(watched, NAMES)
+    watch.look()
+    (watched / "a").unlink()
+    (watched / "b" / "c").unlink()
+    with pytest.warns(UserWarning, match="deleted during the run: a, b/c"):
+        watch.look()
+    (watched / "a").write_text("again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watch.look()
+        (watched / "a").unlink()
+        watch.look()
+    (watched / "a").write_text("again")
+    with pytest.raises(
+        UserError, match=r"deleted during the run: a, b/c.* Still missing: b/c; --resume auto"
+    ):
+        watch.check()
+
+
+def test_a_disk_that_does_not_answer_has_deleted_nothing(
+    watched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = FolderWatch(watched, NAMES)
+    watch.look()
+
+    def stale(_: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "stat", stale)
+    watch.look()
+    monkeypatch.undo()
+    watch.look()
+    watch.check()
