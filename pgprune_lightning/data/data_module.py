@@ -116,23 +116,23 @@ class TokenBlocksDataModule(LightningDataModule):
     """Blocks of tokens for training, validation and any number of test texts.
 
     Args:
-        train: Text that losses are computed on, and that initial metrics are calibrated with.
+        train: Text of the losses of training and of the calibration of initial metrics.
         validation: Text that decides which mask is the best.
-        test: Texts that the results are reported on; each needs a label of its own.
-        tokenizer: Where the tokenizer is loaded from: a hub id, a folder, a GGUF file, or
+        test: Texts of the reported results; each needs its own label.
+        tokenizer: Location of the tokenizer: a hub id, a folder, a GGUF file, or
             "package:DIST/FILE.gguf"; by default that of the model. In Python a loaded tokenizer
             is accepted too.
-        block_length: Length of a training block in tokens, at least 2 and at most as many as the
-            model has learned positions.
+        block_length: Length of a training block in tokens, from 2 to the number of positions that
+            the model has learned.
         evaluation_block_length: Length of a validation or test block in tokens, at least 2.
         batch_size: Training blocks (sequences) in a batch of one process.
         evaluation_batch_size: Validation or test blocks (sequences) in a batch of one process.
-        num_workers: Processes that load batches beside the training one; 0: none.
+        num_workers: Additional processes that load batches; 0: none.
         seed: Seed of the order of the training text, at least 0.
         cache_dir: Folder for token blocks; by default the environment variable PGPRUNE_CACHE, or
             pgprune_lightning in the user's cache folder.
-        bos_per_block: Begin every block with the BOS token; None: where the model's family needs
-            it, or perplexity is several times too high (Gemma).
+        bos_per_block: Begin every block with the BOS token; None: only for families that need it.
+            Without it the perplexity of Gemma is several times too high.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class TokenBlocksDataModule(LightningDataModule):
         self._warn_of_shared_documents()
 
     def _texts(self) -> list[tuple[str, TextSource]]:
-        """All texts, each by the option that gives it."""
+        """All texts, each with its option."""
         tests = [(f"data.test[{number}]", source) for number, source in enumerate(self.test)]
         return [("data.train", self.train), ("data.validation", self.validation), *tests]
 
@@ -212,7 +212,7 @@ class TokenBlocksDataModule(LightningDataModule):
                 )
 
     def prepare_data(self) -> None:
-        """Make the token blocks that the cache does not hold yet; one process a machine does it.
+        """Make the token blocks that the cache does not hold yet, in one process a machine.
 
         Raises:
             UserError: A text that is not optional is missing, cannot be read or is too short.
@@ -232,7 +232,7 @@ class TokenBlocksDataModule(LightningDataModule):
                 warnings.warn(f"{error}. The text is optional and left out.", stacklevel=2)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the blocks that `prepare_data` made: always the training text's, for metrics.
+        """Open the blocks that `prepare_data` made; those of the training text always, for metrics.
 
         Args:
             stage: "fit", "validate" or "test"; None: all texts.
@@ -275,7 +275,8 @@ class TokenBlocksDataModule(LightningDataModule):
             Token ids, each of shape (B, L), int64.
 
         Raises:
-            UserError: The training text has fewer blocks; at the call, not at the first batch.
+            UserError: The training text has fewer blocks; raised by the call, not by the first
+                batch.
         """
         blocks = self._required(self.train_blocks)
         if num_blocks > len(blocks):
@@ -297,11 +298,11 @@ class TokenBlocksDataModule(LightningDataModule):
 
     @property
     def test_labels(self) -> list[str]:
-        """The names of the test texts that are there, in the order of their loaders."""
+        """The names of the available test texts, in the order of their loaders."""
         return [blocks.label for blocks in self.test_blocks]
 
     def _choose_bos(self) -> None:
-        """Let the model that is trained say whether it needs the token, unless the user has."""
+        """Ask the model whether it needs the token, unless the user has decided."""
         if self.bos_per_block is None:
             module = getattr(self.trainer, "lightning_module", None)
             self.bos_per_block = bool(getattr(module, "needs_bos", False))
@@ -349,13 +350,13 @@ class TokenBlocksDataModule(LightningDataModule):
         return self.tokenizer
 
     def check_tokens(self, num_rows: int) -> None:
-        """Refuse texts with tokens that the model has no row for.
+        """Refuse open texts with tokens beyond the model's embedding.
 
         Args:
             num_rows: Rows of the model's embedding.
 
         Raises:
-            UserError: If a text that is open has one.
+            UserError: A text has such a token.
         """
         from pgprune_lightning.masking.tokenizer import check_tokens
 
@@ -384,7 +385,7 @@ class TokenBlocksDataModule(LightningDataModule):
             worker_init_fn=_leave_stopping_to_the_run,
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(_joined, block_length=blocks.array.shape[1]),
-            # Its own, because a loader draws from the global one whenever it is started.
+            # Its own: a loader draws from the global generator whenever it is started.
             generator=torch.Generator(),
         )
 
@@ -401,6 +402,6 @@ def _joined(blocks: list[Tensor], block_length: int) -> Tensor:
 
 
 def _leave_stopping_to_the_run(worker: int) -> None:
-    """A scheduler signals workers too; one that ended would break off the step being taken."""
+    """A scheduler signals workers too; the end of one would interrupt the present step."""
     del worker
     ignore_stop_signals()

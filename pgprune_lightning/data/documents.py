@@ -35,6 +35,8 @@ _ADVICE = "name one of them as the text's field"
 _ROWS_AT_ONCE = 10_000  # `datasets` takes the number in the first group, which may be none
 # Rows before any object: pyarrow ends the process on them.
 _BEGINS_WITH_NULL = re.compile(rb"\s*\[?\s*null\b")
+_TEXT = ("null", "string", "large_string", "string_view")
+_BINARY = ("binary", "large_binary", "binary_view", "fixed_size_binary")
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -236,26 +238,16 @@ def _check_columns(schema: pa.Schema, names: Sequence[str], advice: str) -> None
             there = ", ".join(schema.names) or "none"
             raise UserError(f"no field {name!r}; there are {there}: {advice}")
         kind = schema.field(name).type
-        if not _is_text(kind):
-            hint = ": bytes have no encoding; write the column as strings" * _is_binary(kind)
+        if not _is_one_of(kind, _TEXT):
+            is_binary = _is_one_of(kind, _BINARY)
+            hint = ": bytes have no encoding; write the column as strings" * is_binary
             raise UserError(f"field {name!r} holds {kind}, not text{hint}")
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_one_of(kind: pa.DataType, names: Sequence[str]) -> bool:
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return pa.types.is_null(kind) or any(test(kind) for test in tests)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_binary(kind.value_type)
-    tests = (
-        *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
-        pa.types.is_fixed_size_binary,
-    )
-    return any(test(kind) for test in tests)
+        kind = kind.value_type
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def _parquet_schema(file: Path) -> pa.Schema:
