@@ -77,12 +77,14 @@ class Table:
         rows: Cells; the first cell of a row is its name.
         words: Indices of the columns of text, aligned left; the others hold numbers.
         chosen: Indices of the rows in bold.
+        title: Its title, if it needs one.
     """
 
     head: Sequence[Any]
     rows: Sequence[Sequence[Any]]
     words: Sequence[int] = (0,)
     chosen: Sequence[int] = ()
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ MEASURED = (
 )
 """The values of a model in a result of `evaluate` that are shown unfolded."""
 
-Part = tuple[str, Any]
-"""A piece of a section: ("table", Table), ("facts", [(name, value)]) or ("heading", text)."""
+Part = Table | list[tuple[str, str]]
+"""A piece of a section: a table, or names and values."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,16 @@ def _export(content: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
         share = f", {share_text(number / dense)} of dense" if number and dense else ""
         facts.append((name, f"{as_text(number)}{share}"))
     difference = plain_text(content.get("max_logit_difference"))
-    shown: list[Part] = [("facts", [*facts, ("largest difference of a logit", difference)])]
+    facts.append(("largest difference of a logit", difference))
     runtimes = content["runtimes"] if isinstance(content["runtimes"], dict) else {}
     rows = [
         [str(runtime), bool(at(verdict, "accepts")), str(at(verdict, "reason") or "")]
         for runtime, verdict in runtimes.items()
     ]
-    if rows:
-        shown.append(("table", Table(["runtime", "takes it", "why"], rows, words=(0, 1, 2))))
+    verdicts = [Table(["runtime", "takes it", "why"], rows, words=(0, 1, 2))] if rows else []
     told = {"parameters", "dense_parameters", "bytes", "dense_bytes", "max_logit_difference"}
-    return shown, {name: content[name] for name in content if name not in told | {"runtimes"}}
+    rest = {name: content[name] for name in content if name not in told | {"runtimes"}}
+    return [facts, *verdicts], rest
 
 
 def _evaluation(models: list[Any]) -> list[Part]:
@@ -140,26 +140,25 @@ def _comparison(settings: dict[str, Any]) -> list[Part]:
 
 
 def _any(content: dict[str, Any]) -> list[Part]:
-    """Lists of objects as tables, the rest as facts."""
+    """Lists of objects as tables, the rest as names and values."""
     parts: list[Part] = []
     for name, value in content.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            parts += [("heading", str(name)), *_records(value)]
+            parts += _records(value, title=str(name))
     pairs = [(name, text) for name, text in _leaves(content) if text]
-    return [*parts, ("facts", pairs[:MOST_ROWS])] if pairs else parts
+    return [*parts, pairs[:MOST_ROWS]] if pairs else parts
 
 
-def _records(records: list[dict[str, Any]], *, transposed: bool = False) -> list[Part]:
+def _records(
+    records: list[dict[str, Any]], *, title: str = "", transposed: bool = False
+) -> list[Part]:
     """A row for each record; a column if few records, such as models, have many values."""
     flat = [dict(_leaves(record)) for record in records[:MOST_ROWS]]
     names = list(dict.fromkeys(name for record in flat for name in record))[:MOST_ROWS]
-    columns = [[name, *(record.get(name) or NOTHING for record in flat)] for name in names]
-    if not columns:
-        return []
-    if transposed or len(flat) < MOST_COLUMNS < len(names):
-        return [("table", Table(columns[0], columns[1:]))]
-    rows = list(zip(*columns[:MOST_COLUMNS], strict=True))
-    return [("table", Table(rows[0], rows[1:]))]
+    lines = [[name, *(record.get(name) or NOTHING for record in flat)] for name in names]
+    if not (transposed or len(flat) < MOST_COLUMNS < len(names)):
+        lines = [list(row) for row in zip(*lines[:MOST_COLUMNS], strict=True)]
+    return [Table(lines[0], lines[1:], title=title)] if lines else []
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
