@@ -315,18 +315,8 @@ class FreeLogits(LogitPolicy):
     Probabilities never reach a bound, so no unit is lost for good and no step is projected. The
     expected kept cost is exactly the budget, whatever `fill_budget` says.
 
-    Args:
-        final_sharpness: Factor on the logits at the end of the run; it grows geometrically from 1,
-            so the policy becomes more certain of its mask. 1 switches it off.
-
-    Raises:
-        UserError: The sharpness is not positive.
-
     Differs: not in the paper. The sigmoid runs between the `probability_bounds`.
     """
-
-    def __init__(self, final_sharpness: float = 1.0) -> None:
-        super().__init__(final_sharpness)
 
     def prepare(self, space: UnitLayout, lr_factors: dict[UnitKind, float]) -> None:
         """Make the logits. See `MaskPolicy.prepare`."""
