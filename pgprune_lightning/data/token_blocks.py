@@ -243,20 +243,10 @@ def tokenise_blocks(
 ) -> NDArray[np.int32]:
     """Read a text, tokenise it and cut it into full blocks; the rest at the end is dropped.
 
-    Args:
-        source: The text, and how its documents are joined.
-        tokenizer: Tokenizer of the model that will read the blocks.
-        block_length: Tokens in a block, BOS included.
-        seed: Seed of the documents' order for training; None: a fixed order.
-        bos_per_block: Begin every block with the tokenizer's BOS token.
+    Arguments and errors are those of `build_token_blocks`, but for the cache.
 
     Returns:
         Token ids, shape (N, L), int32.
-
-    Raises:
-        SourceUnavailable: The text is missing or the hub cannot be reached.
-        UserError: The text cannot be read or is too short for one block, or the tokenizer lacks
-            the requested special token.
     """
     bos = _special_token(tokenizer, "bos") if bos_per_block else None
     text_length = block_length - (bos is not None)
