@@ -1,7 +1,7 @@
-"""The program: its commands, and what becomes of their errors.
+"""The program: it runs a command, prints errors and returns the exit status.
 
-The libraries take seconds to import, so a command's module is imported when the command is run:
-`--help` and `--version` need none of them.
+The libraries take seconds to import, so the module of a command is imported when it runs: `--help`
+and `--version` need none of them.
 """
 
 import errno
@@ -21,7 +21,7 @@ TRAINER_COMMANDS = {
     "validate": "Measure a checkpoint's or plan's mask on the validation texts of a config.",
     "test": "Measure a checkpoint's or plan's mask on the test texts of a config.",
 }
-"""Those that a Trainer runs, whose options are `fit`'s."""
+"""Commands of the Trainer; they share the options of `fit`."""
 
 OWN_COMMANDS = {
     "report": "Write the results of runs and comparisons as one HTML page.",
@@ -31,13 +31,13 @@ OWN_COMMANDS = {
     "compare": "Prune one model by several methods, and print one table.",
     "bench": "Time training steps, beside a reference implementation.",
 }
-"""Those with options of their own, one module each in `pgprune_lightning.commands`."""
+"""Commands with their own options, one module each in `pgprune_lightning.commands`."""
 
 RESEARCH_COMMANDS = {
     "study": "Compare recipes at equal passes, and back-propagation at equal time.",
     "variance": "Measure the variance of gradient estimators at one policy.",
 }
-"""Those of the repository alone, one module each in `research/`."""
+"""Commands that only the repository has, one module each in `research/`."""
 
 COMMANDS = TRAINER_COMMANDS | OWN_COMMANDS | RESEARCH_COMMANDS
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program.
 
     Args:
-        arguments: What follows the program's name; None: `sys.argv`.
+        arguments: The arguments after the program's name; None: `sys.argv`.
 
     Returns:
         The exit status: 0, 2 for an error that the user can act on, 1 where another rank is lost,

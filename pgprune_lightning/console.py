@@ -1,4 +1,4 @@
-"""How the program speaks: one line an error, one line a warning, and no advice that is not ours."""
+"""The parser of all commands, and how errors and warnings are printed: in one line each."""
 
 import argparse
 import logging
@@ -34,14 +34,14 @@ ADVICE_THAT_DOES_NOT_HOLD = (
 
 
 class OneLineErrorParser(LightningArgumentParser):
-    """Says what is wrong in one line, without hundreds of lines of options before it."""
+    """Raises a one-line error instead of printing all options."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         restrict_class_paths()
         super().__init__(*arguments, **{"allow_abbrev": False} | options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong; of an option of a class, inside the error that names the class."""
+        """Raise what is wrong; for an option of a class, the error of the class encloses it."""
         del ex
         text = explain(self, message)
         if not self.exit_on_error:
@@ -49,12 +49,12 @@ class OneLineErrorParser(LightningArgumentParser):
         raise OptionError(text, self.prog)
 
     def format_help(self, *arguments: Any) -> str:
-        """Name classes as a config does."""
+        """Name classes as a config names them."""
         text: str = super().format_help(*arguments)
         return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text)
 
     def instantiate(self, *arguments: Any, **options: Any) -> Namespace:
-        """Make the objects; what one of them refuses is raised as it was, whatever is around it."""
+        """Make the objects; a `UserError` inside one is raised as it was."""
         try:
             made: Namespace = super().instantiate(*arguments, **options)
         except ValueError as error:
@@ -65,7 +65,7 @@ class OneLineErrorParser(LightningArgumentParser):
         return made
 
     def parse_string(self, content: str, *arguments: Any, **options: Any) -> Namespace:
-        """Parse a configuration, in which a group is no number: it would be passed over."""
+        """Parse a configuration, and refuse a number for a group, which would be ignored."""
         for key, value in _groups_of(content, self.groups or {}):
             if key and isinstance(value, (bool, int, float, list)):
                 raise OptionError(about_group(self, key, value), self.prog)
@@ -73,14 +73,14 @@ class OneLineErrorParser(LightningArgumentParser):
 
 
 def _refusal_in(error: BaseException | None) -> UserError | None:
-    """What the user has to change, if that is the cause of an error."""
+    """The `UserError` that caused an error, if there is one."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
 
 
 def _groups_of(content: str, groups: Container[str]) -> Iterator[tuple[str, Any]]:
-    """What a configuration gives for groups of options, by their dotted keys."""
+    """The values that a configuration gives to groups of options, by dotted keys."""
     try:
         config = yaml.safe_load(content)
     except yaml.YAMLError:
@@ -104,7 +104,7 @@ def print_error(message: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Drop the libraries' advice that does not hold here; say our own warnings in one line."""
+    """Silence advice of the libraries that does not apply here; print our warnings in one line."""
     quiet_transformers()
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)

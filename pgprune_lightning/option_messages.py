@@ -1,4 +1,4 @@
-"""What the program says about a wrong option: what may be written there, and what was meant.
+"""Messages about wrong options: the values that an option takes, and the name that was meant.
 
 jsonargparse names the types of Python. Its errors are told apart by their text here, and what may
 be written follows from the option's type.
@@ -80,10 +80,10 @@ def _open_packages() -> tuple[str, ...]:
 
 
 def explain(parser: argparse.ArgumentParser, message: str) -> str:
-    """Say in one sentence what is wrong with an option, and what to write.
+    """Explain in one sentence what is wrong with an option, and what to write.
 
     Args:
-        parser: What refused it.
+        parser: The parser that refused it.
         message: The error of jsonargparse or argparse.
 
     Returns:

@@ -74,7 +74,7 @@ CALLBACKS = {
 
 
 class Run(NamedTuple):
-    """What a configuration describes, ready to run.
+    """The objects of a configuration, ready to run.
 
     Args:
         module: The LightningModule; it has counted its units and has not loaded its model.
@@ -91,13 +91,13 @@ class Run(NamedTuple):
 
 
 class RunParser(OneLineErrorParser):
-    """Parses the options of a run; writes them out with what they leave open filled in."""
+    """Parses the options of a run; fills in the estimator when it writes them out."""
 
     module_class: type[PolicyGradientPruning] = PolicyGradientPruning
 
     def dump(self, namespace: Namespace, *arguments: Any, **options: Any) -> str:
         """Write a configuration as YAML."""
-        if "model" in namespace:  # and it is not the options of one class
+        if "model" in namespace:  # not where only the options of one class are written
             namespace = namespace.clone()
             _fill_in_estimator(namespace, self.module_class)
         text: str = super().dump(namespace, *arguments, **options)
@@ -108,7 +108,7 @@ class RunParser(OneLineErrorParser):
 def run_parser(
     command: Command = "fit", module_class: type[PolicyGradientPruning] = PolicyGradientPruning
 ) -> RunParser:
-    """The parser of a command; it is made once in a process, since that takes long.
+    """The parser of a command. Making it takes long, so a process makes it once.
 
     Args:
         command: Named in errors and help.
@@ -187,8 +187,8 @@ def resolve_config(
     """Parse a configuration and refuse what can be seen to be wrong without a model.
 
     Args:
-        given: The configuration; what is resolved already is returned.
-        command: What it is for.
+        given: The configuration; resolved options are returned unchanged.
+        command: The command that will use it.
         module_class: What is run; its arguments are the options `model`.
 
     Returns:
@@ -240,7 +240,7 @@ def _check(config: Namespace, command: Command, arguments: Sequence[str]) -> Non
 
 
 def _fill_in_estimator(config: Namespace, module_class: type[PolicyGradientPruning]) -> None:
-    """Write down the estimator that the policy chooses, where none is given."""
+    """Fill in the estimator that the policy chooses, if none is given."""
     model = config.model
     if module_class.uses_estimator and model.estimator is None and model.policy is not None:
         module, _, name = model.policy.class_path.rpartition(".")
@@ -251,7 +251,7 @@ def _fill_in_estimator(config: Namespace, module_class: type[PolicyGradientPruni
 
 
 def plain(value: Any) -> Any:
-    """Primitives only, as loggers and YAML want them."""
+    """Convert to primitives, for loggers and YAML."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -299,7 +299,7 @@ def build_run(
 
 
 def _build_trainer(options: Namespace, observers: list[Any]) -> Trainer:
-    """Build the Trainer; what it refuses, the user has asked of it."""
+    """Build the Trainer; its refusals concern options of the user."""
     given = options.callbacks or []
     own = {
         "callbacks": [*(given if isinstance(given, list) else [given]), *observers],
@@ -323,7 +323,7 @@ def _build_trainer(options: Namespace, observers: list[Any]) -> Trainer:
 
 
 def _plugins(given: Any) -> list[Any]:
-    """What the user asks for, and what every run needs."""
+    """The user's plugins, and those of every run."""
     own: list[Any] = [CrashSafeCheckpointIO()]
     if SLURMEnvironment.detect():
         own.append(SLURMEnvironment(auto_requeue=False))  # its handlers wait for other ranks
@@ -332,7 +332,7 @@ def _plugins(given: Any) -> list[Any]:
 
 
 def remove_callbacks(trainer: Trainer, *kinds: type) -> None:
-    """Take a Trainer's callbacks of some classes away."""
+    """Remove the callbacks of some classes from a Trainer."""
     kept = [each for each in trainer.callbacks if not isinstance(each, kinds)]  # type: ignore[attr-defined]
     trainer.callbacks = kept  # type: ignore[attr-defined]
 
@@ -376,7 +376,7 @@ class SaveResolvedConfig(Callback):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write what was given, and what the run has chosen where options let it."""
+        """Write the options, with the run's choices in place of `auto`."""
         masked_model, options = pl_module.masked_model, self._config.model.execution
         options.dtype = str(masked_model.model.dtype).removeprefix("torch.")
         options.attention = masked_model.model.config._attn_implementation
@@ -401,7 +401,7 @@ def execute_run(
 
     Args:
         given: The configuration.
-        command: What is done.
+        command: `fit`, `validate` or `test`.
         module_class: What is run; its arguments are the options `model`.
         prepare: Called once everything is built and checked, before the model is loaded.
 
@@ -450,7 +450,7 @@ def _fit(run: Run, config: Namespace, prepare: Callable[[Run], None]) -> None:
 
 
 def _find_checkpoint(trainer: Trainer, config: Namespace, lock: ExitStack) -> Path | None:
-    """What a fit goes on from; no other process writes the folder from here on."""
+    """Lock the run folder, and find the checkpoint that a fit resumes from."""
     run_dir, resumes = Path(config.run_dir), config.resume != "never"
     if not config.trainer.fast_dev_run and trainer.is_global_zero:
         wait = SECONDS_TO_WAIT if resumes else 0.0
@@ -462,7 +462,7 @@ def _find_checkpoint(trainer: Trainer, config: Namespace, lock: ExitStack) -> Pa
 def _fit_into_folder(
     run: Run, config: Namespace, checkpoint: Path | None, prepare: Callable[[Run], None]
 ) -> None:
-    """Take the run folder, log into it, and refuse to end well where files of it were deleted."""
+    """Claim the run folder, fit, and end with an error if files of it were deleted meanwhile."""
     trainer, run_dir = run.trainer, Path(config.run_dir)
     decided_by_rank_zero(trainer, partial(_claim_folder, trainer, config, checkpoint))
     run.module.start_folder = run_dir

@@ -68,9 +68,9 @@ class BudgetSchedule:
 
     Args:
         space: The units.
-        keep_ratio: The target: what the finished run keeps.
-        progressive: How it is come to; None: it holds from the start.
-        options: What else `FeasibleSet` takes.
+        keep_ratio: The target, which the finished run keeps.
+        progressive: Keep-ratio schedule; None means constant.
+        options: Further arguments of `FeasibleSet`.
 
     Raises:
         UserError: The stages make no sense, or the budget of one is impossible.
@@ -83,7 +83,7 @@ class BudgetSchedule:
             progressive.check(keep_ratio)
         ratios = [keep_ratio] if progressive is None else progressive.ratios(keep_ratio)
         self.steps_per_stage = 1 if progressive is None else progressive.steps_per_stage
-        # All of them now, so that an impossible one is refused before any training.
+        # All stages now: an impossible one is refused before any training.
         self.stages = [Stage(ratio, FeasibleSet(space, ratio, **options)) for ratio in ratios]
 
     def at(self, step: int) -> Stage:
@@ -91,10 +91,10 @@ class BudgetSchedule:
         return self.stages[min(step // self.steps_per_stage, len(self.stages) - 1)]
 
     def measured_at(self, step: int) -> Stage:
-        """The stage whose budget masks are measured at after a number of steps.
+        """The stage whose budget the masks measured after a number of steps have.
 
-        It is the one that holds, but for the untrained policy the last: what a run starts from must
-        be comparable with what it returns.
+        It is the current stage, except for the untrained policy, which is measured at the last one:
+        the masks before and after a run must be comparable.
         """
         return self.at(step) if step > 0 else self.stages[-1]
 

@@ -135,13 +135,13 @@ class PolicyGradientPruning(LightningModule):
 
     @property
     def feasible_set(self) -> FeasibleSet:
-        """What the policy must lie in at this step, known after `setup`."""
+        """The set that the policy must lie in at this step, known after `setup`."""
         return self.budgets.at(self.global_step).feasible_set
 
     # The model and the first policy.
 
     start_folder: Path | None = None
-    """Where the measurement of the start is kept, so that it can go on; None: nowhere."""
+    """Folder that keeps the measurement of the start, so that it can resume; None: nowhere."""
     measured_start: MeasuredStart | None = None
 
     def setup(self, stage: str) -> None:
@@ -181,8 +181,8 @@ class PolicyGradientPruning(LightningModule):
         if self.masked_model.is_loaded:
             return
         self._check_before_loading()
-        # Lightning makes the accelerator the default device here; what is meant to lie on the host
-        # would be made there.
+        # Lightning makes the accelerator the default device here; tensors for the host would be
+        # made there.
         with torch.device("cpu"):
             self.masked_model.load(
                 dtype=self.execution.dtype,
@@ -273,7 +273,7 @@ class PolicyGradientPruning(LightningModule):
         return options.optimizer(self.policy, options.lr, self._project, options.lr_rule)
 
     def _project(self) -> None:
-        # Onto the budget of the step that comes.
+        # Onto the budget of the next step.
         step = self.global_step + 1
         self.policy.project(self.budgets.at(step).feasible_set, step)
 
@@ -286,8 +286,8 @@ class PolicyGradientPruning(LightningModule):
             batch_idx: Not used: everything random depends on the number of steps taken.
 
         Returns:
-            What callbacks may look at: `losses` (S,), nats per token; `baseline`, nats per token,
-            as it was subtracted; `gradient_norm`, of the probabilities, times `lr_factors`.
+            Values for callbacks: `losses` (S,), nats per token; `baseline`, nats per token, as it
+            was subtracted; `gradient_norm`, of the probabilities, times `lr_factors`.
 
         Raises:
             UserError: A loss or the gradient is not finite; policy, update and estimator are as
@@ -351,7 +351,7 @@ class PolicyGradientPruning(LightningModule):
         return feasible_set.deterministic_mask(self.policy.ranking)
 
     def on_validation_epoch_start(self) -> None:
-        """Fix the mask for the whole evaluation."""
+        """Take one mask for the whole evaluation."""
         self._evaluated_mask_U = self.current_mask()
 
     def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -360,11 +360,11 @@ class PolicyGradientPruning(LightningModule):
         return self.masked_model.token_nll(batch, self._evaluated_mask_U)
 
     def on_validation_end(self) -> None:
-        """Give back what the text has taken: a step takes less, and would leave it lying."""
+        """Free the memory that the text took: a training step takes less and would keep it."""
         give_back_freed_memory()
 
     def on_test_epoch_start(self) -> None:
-        """Fix the mask for the whole evaluation."""
+        """Take one mask for the whole evaluation."""
         self._evaluated_mask_U = self.current_mask()
 
     def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -372,7 +372,7 @@ class PolicyGradientPruning(LightningModule):
         del batch_idx, dataloader_idx
         return self.masked_model.token_nll(batch, self._evaluated_mask_U)
 
-    # What a run leaves: plans and checkpoints.
+    # Plans and checkpoints.
 
     def current_plan(self) -> PruningPlan:
         """The pruning plan of the policy as it is now, not validated."""
@@ -404,7 +404,7 @@ class PolicyGradientPruning(LightningModule):
         checkpoint["execution"] = self.masked_model.execution
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another model or update, and go on with the step that comes."""
+        """Refuse another model or update, and resume at the next step."""
         name, state = self.update_name, self.state_dict()
         found = self.masked_model.fingerprint_like(checkpoint["base_model"]["fingerprint"])
         base_model = replace(self.masked_model.base_model, fingerprint=found)
