@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import TypeVar
@@ -28,6 +29,7 @@ def epoch_permutation(num_blocks: int, seed: int, epoch: int) -> NDArray[np.int6
     return np.random.Generator(stream).permutation(num_blocks)
 
 
+@dataclass(eq=False)
 class TrainingBatchSampler(Sampler[list[int]]):
     """An endless, exactly resumable order in which each block is used once an epoch.
 
@@ -45,24 +47,17 @@ class TrainingBatchSampler(Sampler[list[int]]):
         start_step: The step of the first batch, from 0.
     """
 
-    def __init__(
-        self,
-        num_blocks: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
-    ) -> None:
-        assert num_blocks >= 1
-        assert batch_size >= 1
-        assert 0 <= rank < world_size
-        self.num_blocks = num_blocks
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.start_step = start_step
+    num_blocks: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.num_blocks >= 1
+        assert self.batch_size >= 1
+        assert 0 <= self.rank < self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches from start_step on, without end."""
