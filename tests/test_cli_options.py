@@ -53,7 +53,7 @@ UNITS = {
     "data.evaluation_block_length": "tokens",
     "data.batch_size": "sequences",
     "data.evaluation_batch_size": "sequences",
-    "data.num_workers": "Processes",
+    "data.num_workers": "processes",
     "data.train.num_blocks": "blocks",
     "outcome_report.sample_tokens": "tokens",
     "checkpoint.every_n_train_steps": "Steps",

@@ -241,6 +241,6 @@ def check_kinds(name: MetricName, space: UnitLayout) -> None:
     able = [other for other, metric in METRICS.items() if kinds <= set(metric.unit_kinds)]
     raise UserError(
         f"initialization.metric: {name} measures units of kind "
-        f"{', '.join(METRICS[name].unit_kinds)}; for unit_kinds [{', '.join(space.kinds)}] use "
+        f"{', '.join(METRICS[name].unit_kinds)}; for units.kinds [{', '.join(space.kinds)}] use "
         f"one of {', '.join(able)}."
     )

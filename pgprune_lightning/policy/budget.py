@@ -298,7 +298,7 @@ def bound_groups(
     if min(counts) == 1:
         raise UserError(
             f"layer_keep_ratios: a layer has one unit alone of the budget '{name}', which stays or "
-            "goes as a whole and has no ratio. Leave it at [0, 1], or use unit_kinds of several "
+            "goes as a whole and has no ratio. Leave it at [0, 1], or use units.kinds of several "
             "units a layer."
         )
     if not minimum <= share_up or not share_down <= maximum:

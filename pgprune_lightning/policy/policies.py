@@ -169,7 +169,7 @@ def units_of_kinds(space: UnitLayout, kinds: Sequence[UnitKind], option: str) ->
     for kind in kinds:
         if kind not in space.kinds:
             raise UserError(
-                f"model.policy: {option}: {kind} is not among unit_kinds "
+                f"model.policy: {option}: {kind} is not among units.kinds "
                 f"[{', '.join(space.kinds)}]."
             )
     return torch.cat([torch.arange(0), *(space.units_of(kind) for kind in kinds)])

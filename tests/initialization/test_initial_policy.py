@@ -64,7 +64,7 @@ def test_every_metric_ranks_the_kinds_that_it_names(
     options = Initialization(metric=name, normalization="global")
     if kind not in METRICS[name].unit_kinds:
         able = [other for other, metric in METRICS.items() if kind in metric.unit_kinds]
-        message = rf"{name} measures units of kind .*unit_kinds \[{kind}\] use.* {', '.join(able)}"
+        message = rf"{name} measures units of kind .*units.kinds \[{kind}\] use.* {', '.join(able)}"
         with pytest.raises(UserError, match=message):
             initial_probabilities(options, inputs, feasible_set)
         return
