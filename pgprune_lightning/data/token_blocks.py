@@ -355,7 +355,7 @@ def _tokenise_documents(
             for ids in _tokens(tokenizer, texts, add_special_tokens=False) if texts else ():
                 pieces.append(np.array([*ids, end_token], dtype=np.int32))
                 found += len(pieces[-1])
-            bar.update(len(rows) if wanted is None else found - before)
+            bar.update(len(rows) if wanted is None else min(found, wanted) - before)
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
 
 

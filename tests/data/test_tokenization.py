@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from pgprune_lightning.data import token_blocks
 from pgprune_lightning.data.text_source import TextSource
 from pgprune_lightning.data.token_blocks import document_order, restyled_documents, tokenise_blocks
 from pgprune_lightning.errors import UserError
+from pgprune_lightning.progress import work_bar
 
 BOS, END = 1001, 1002
 
@@ -113,6 +115,29 @@ def test_at_most_so_many_blocks_and_no_more_is_tokenised(
     whole = tokenise_blocks(source, tokenizer, 4)
     assert len(whole) == 2500
     assert first.tolist() == whole[:10].tolist()
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "total", "unit"), [(None, 60, " documents"), (3, 3 * 4, " tokens")]
+)
+def test_the_progress_bar_has_a_total(
+    corpus: tuple[TextSource, list[list[int]]],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    num_blocks: int | None,
+    total: int,
+    unit: str,
+) -> None:
+    bars = []
+
+    def kept_bar(**options: Any) -> Any:
+        bars.append(work_bar(**options))
+        return bars[-1]
+
+    monkeypatch.setattr(token_blocks, "work_bar", kept_bar)
+    tokenise_blocks(_with(corpus[0], num_blocks=num_blocks), tokenizer, 4)
+    (bar,) = bars
+    assert (bar.n, bar.total, bar.unit) == (total, total, unit)
 
 
 def test_fewer_blocks_of_one_text_are_evenly_spaced(
