@@ -1,4 +1,4 @@
-"""Policies: what is learned, and how the keep-probabilities follow from it.
+"""Policies: learned parameters, and the keep-probabilities that follow from them.
 
 Shapes: U units, G groups (the units of one kind in one layer), F metrics, K = 1 + F, N some units.
 """
@@ -83,7 +83,7 @@ class MaskPolicy(nn.Module, ABC):
         return estimator
 
     def connect(self, estimator: GradientEstimator) -> None:
-        """Give the run's estimator what it needs of the policy, after `prepare`."""
+        """Connect the run's estimator to the policy, after `prepare`."""
         del estimator
 
     def check_length(self, max_steps: int) -> None:
@@ -120,8 +120,8 @@ class MaskPolicy(nn.Module, ABC):
         """Set the `.grad` of the parameters by the chain rule.
 
         Args:
-            gradient_U: d E[loss] / d s, (U,) float64, in nats per token; from an own estimator,
-                what it returns.
+            gradient_U: d E[loss] / d s, (U,) float64, in nats per token; the return value of an
+                own estimator, whatever its shape.
             feasible_set: Budgets and bounds of the present probabilities.
             step: Number of steps taken so far.
         """
@@ -156,7 +156,7 @@ class MaskPolicy(nn.Module, ABC):
 
     @property
     def ranking(self) -> Tensor:
-        """What orders the units of a budget for the deterministic mask, (U,) float64."""
+        """Values by which the deterministic mask ranks the units of a budget, (U,) float64."""
         return self.keep_probabilities.detach()
 
 

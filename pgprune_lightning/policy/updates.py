@@ -75,7 +75,7 @@ class PolicyUpdate(Optimizer, ABC):
             closure: Computes the loss and the gradients, if they are not there yet.
 
         Returns:
-            What the closure returned.
+            The return value of the closure.
 
         Raises:
             UserError: A gradient, or a value after the step, is not finite; nothing has changed.
