@@ -22,6 +22,8 @@ from tests.tiny_experiments import Compare
 TEMPORARY = ".pgprune-tmp-"
 OF_A_FOLDER = ".pgprune-"
 """In the name of a folder that is renamed when it is whole."""
+LOCK = ".pgprune.lock"
+"""Ends the name of a file that is locked and removed, and holds nothing of a result."""
 GROWING = ("metrics.csv", "log.txt")
 """Files that lines are appended to: a whole row by one call, and what a cell has printed."""
 
@@ -68,7 +70,10 @@ def _is_visible(path: Path, folder: Path) -> bool:
     if not path.is_relative_to(folder):
         return False
     parts = path.relative_to(folder).parts
-    return not any(part.startswith(TEMPORARY) or OF_A_FOLDER in part for part in parts)
+    is_lock = path.name.endswith(LOCK)
+    return not is_lock and not any(
+        part.startswith(TEMPORARY) or OF_A_FOLDER in part for part in parts
+    )
 
 
 _WRITES = RecordedWrites()
