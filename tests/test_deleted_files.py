@@ -120,24 +120,24 @@ def test_a_fine_tuning(
     assert not work.exists()
 
 
-def test_a_cell_of_a_comparison(
+def test_a_trial_of_a_comparison(
     compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = {"dense": {"kind": "dense"}, "one": {"kind": "metric"}}
     chosen: dict[str, Any] = {"methods": methods, "seeds": [0], "picture": []}
     finish = comparison_run.finish
 
-    def deleting(cell: Any, result: Any) -> None:
-        finish(cell, result)
-        if cell.method == "dense":
-            _delete(cell.folder / "options.json")
+    def deleting(trial: Any, result: Any) -> None:
+        finish(trial, result)
+        if trial.method == "dense":
+            _delete(trial.folder / "options.json")
 
     monkeypatch.setattr(comparison_run, "finish", deleting)
     outcome = compare(**chosen)
     assert outcome.status == 2
     error = outcome.err.splitlines()[-1]
     assert error.startswith("error: all / dense / seed 0: ")
-    assert str(tmp_path / "out" / "cells" / "all" / "dense" / "seed0") in error
+    assert str(tmp_path / "out" / "trials" / "all" / "dense" / "seed0") in error
     assert "was deleted during the run" in error
     assert set(results_in(tmp_path)["methods"]) == {"dense", "one"}
     monkeypatch.undo()

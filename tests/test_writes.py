@@ -25,7 +25,7 @@ OF_A_FOLDER = ".pgprune-"
 LOCK = ".pgprune.lock"
 """Ends the name of a file that is locked and removed, and holds nothing of a result."""
 GROWING = ("metrics.csv", "log.txt")
-"""Files that lines are appended to: a whole row by one call, and what a cell has printed."""
+"""Files that lines are appended to: a whole row by one call, and what a trial has printed."""
 
 
 class RecordedWrites:
@@ -144,11 +144,11 @@ def test_a_comparison(writes: RecordedWrites, compare: Compare, tmp_path: Path) 
     methods = {"dense": {"kind": "dense"}, "one": {"kind": "metric"}, "same": {"kind": "metric"}}
     outcome = compare(methods=methods, seeds=[0], evaluation_lengths=[16])
     assert outcome.status == 0, outcome.err
-    assert "as in all / one" in outcome.out  # a cell that is copied
+    assert "as in all / one" in outcome.out  # a trial that is copied
     assert writes.seen_half(tmp_path / "out") == []
     names = {path.name for path in (tmp_path / "out").rglob("*")}
     assert {"compare.json", "table.md", "picture1_bars.png", "picture1_bars.svg"} < names
-    assert {"cell.json", "options.json", "log.txt", "plan.json"} < names
+    assert {"trial.json", "options.json", "log.txt", "plan.json"} < names
 
 
 def test_a_fine_tuning(

@@ -13,7 +13,7 @@ from pgprune_lightning.folder_lock import exclusive_output
 
 DESCRIPTION = (
     "Prunes one model by several methods on one calibration text, measures the results alike, and "
-    "writes a table, pictures and compare.json. Cells that are finished are not computed again. "
+    "writes a table, pictures and compare.json. Trials that are finished are not computed again. "
     "Start with: pgprune compare --config configs/experiments/quickstart.yaml --output runs/methods"
 )
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: What follows `compare`.
 
     Returns:
-        The exit status: 0, or 2 if a cell failed.
+        The exit status: 0, or 2 if a trial failed.
 
     Raises:
         UserError: If the experiment cannot be run as it is.
@@ -55,7 +55,7 @@ def compare_parser() -> OneLineErrorParser:
         "--output",
         type=str,
         required=True,
-        help="Folder of the results; cells that are already there are taken from it.",
+        help="Folder of the results; trials that are already there are taken from it.",
     )
     add_experiment_options(parser)
     return parser

@@ -5,17 +5,17 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from pgprune_lightning.comparison.cell_folder import ExistingCells
+from pgprune_lightning.comparison.trial import ExistingTrials
 from pgprune_lightning.console import OneLineErrorParser
 
 
 def add_experiment_options(parser: OneLineErrorParser) -> None:
-    """Add which cells are run, with which options, and what becomes of those that are there."""
+    """Add which trials are run, with which options, and what becomes of those that are there."""
     parser.add_argument(
         "--existing",
-        type=ExistingCells,
+        type=ExistingTrials,
         default="reuse",
-        help="Cells in the folder that were computed with other options: reuse the folder and "
+        help="Trials in the folder that were computed with other options: reuse the folder and "
         "move them aside, or stop with the difference.",
     )
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_experiment_options(parser: OneLineErrorParser) -> None:
         "--options",
         type=dict[str, Any] | None,
         default=None,
-        help="Options of fit for every cell, over the file's: --options.trainer.max_steps 50.",
+        help="Options of fit for every trial, over the file's: --options.trainer.max_steps 50.",
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pgprune_lightning.comparison.table_values import perplexity
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import evaluate_zero_shot
+from pgprune_lightning.evaluation.table import perplexity
 from pgprune_lightning.model_table.opening import Opened
 from pgprune_lightning.model_table.passage import Passage
 from pgprune_lightning.model_table.protocol import Protocol

@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from pgprune_lightning.comparison.experiment import leaves
-from pgprune_lightning.comparison.sheet import Sheet
-from pgprune_lightning.comparison.table_values import OVERFLOW, Value, perplexity
+from pgprune_lightning.evaluation.table import OVERFLOW, Table, Value, perplexity
 from pgprune_lightning.number_text import (
     NOTHING,
     bytes_text,
@@ -38,14 +37,14 @@ _SPEED = (
 def print_table(result: Result) -> None:
     """Print the table and its notes to the terminal."""
     console = Console()
-    _sheet(result).print(console)
+    _table(result).print(console)
     for note in _notes(result):
         console.print(note, markup=False, highlight=False)
 
 
 def markdown(result: Result) -> str:
     """The table and its notes as Markdown."""
-    lines = _sheet(result).markdown()
+    lines = _table(result).markdown()
     for note in _notes(result):
         lines += ["", note]
     source = result["provenance"]
@@ -68,10 +67,10 @@ def _without_lists(model: dict[str, Any]) -> Flat:
     return {name: value for name, value in leaves(model) if not isinstance(value, list)}
 
 
-def _sheet(result: Result) -> Sheet:
+def _table(result: Result) -> Table:
     models = [dict(leaves(model)) for model in result["models"]]
     rows = [[title, *cells] for title, cells in _rows(result, models)]
-    return Sheet("", ["", *(model["model"] for model in models)], rows)
+    return Table("", ["", *(model["model"] for model in models)], rows)
 
 
 def _rows(result: Result, models: list[Flat]) -> Iterator[tuple[str, list[str]]]:

@@ -30,8 +30,8 @@ def test_a_comparison_from_end_to_end(
     monkeypatch.setattr(model_reuse, "load_frozen_model", counted)
     run = compare()
     assert run.status == 0, run.err
-    assert run.err == "", "the cells' chatter goes into their logs"
-    assert len(loads) == 1, "one model serves all cells"
+    assert run.err == "", "the trials' chatter goes into their logs"
+    assert len(loads) == 1, "one model serves all trials"
 
     results = results_in(tmp_path)
     methods = results["methods"]
@@ -67,10 +67,10 @@ def test_a_comparison_from_end_to_end(
         assert f"| {name} |" in markdown
         assert f"{name} / seed 0: perplexity " in run.out
         assert entry["kind"] in ("dense", "metric", "learned")
-    for cell in (output / "cells" / "all").glob("*/seed*"):
-        assert (cell / "log.txt").exists()
-        assert (cell / "plan" / "plan.json").exists() == (cell.parent.name != "dense")
-        assert (cell / "run" / "plans").exists() == (cell.parent.name == "learned")
+    for trial in (output / "trials" / "all").glob("*/seed*"):
+        assert (trial / "log.txt").exists()
+        assert (trial / "plan" / "plan.json").exists() == (trial.parent.name != "dense")
+        assert (trial / "run" / "plans").exists() == (trial.parent.name == "learned")
 
 
 def test_the_numbers_are_those_of_fit_and_test(
@@ -144,7 +144,7 @@ def test_the_options_of_back_propagation_are_its_own(compare: Compare) -> None:
         ({"trainer.num_sanity_val_steps": 1}, "The untrained mask would not be measured"),
     ],
 )
-def test_what_cannot_work_in_the_last_cell_is_said_before_the_first(
+def test_what_cannot_work_in_the_last_trial_is_said_before_the_first(
     compare: Compare, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     methods = {"dense": {"kind": "dense"}, "last": {"kind": "learned", "options": options}}

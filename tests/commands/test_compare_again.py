@@ -1,4 +1,4 @@
-"""What a second comparison takes up, and what one cell leaves to the others."""
+"""What a second comparison takes up, and what one trial leaves to the others."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.tiny_commands import refused
 from tests.tiny_experiments import EXPERIMENT, Compare, results_in
 
 
-def test_finished_cells_are_taken_and_only_what_changed_is_computed(
+def test_finished_trials_are_taken_and_only_what_changed_is_computed(
     compare: Compare, tmp_path: Path
 ) -> None:
     short = ("--seeds=[0]",)
@@ -33,10 +33,10 @@ def test_finished_cells_are_taken_and_only_what_changed_is_computed(
     changed = compare(*steps)
     assert changed.status == 0, changed.err
     assert changed.out.count("from an earlier run") == 4, "metrics take no steps"
-    folder = tmp_path / "out" / "cells" / "all" / "learned"
+    folder = tmp_path / "out" / "trials" / "all" / "learned"
     assert {path.name for path in folder.iterdir()} == {"seed0", "seed0-1"}
     assert results_in(tmp_path)["methods"]["learned"]["steps"] == 3
-    assert json.loads((folder / "seed0-1" / "cell.json").read_text())["steps"] == 6
+    assert json.loads((folder / "seed0-1" / "trial.json").read_text())["steps"] == 6
 
 
 def test_an_interrupted_fit_goes_on_from_its_checkpoint(
@@ -46,7 +46,7 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(
     short: dict[str, Any] = {"methods": methods, "seeds": [0], "picture": None}
     assert compare(**short).status == 0
     whole = results_in(tmp_path)["methods"]["learned"]
-    folder = tmp_path / "out" / "cells" / "all" / "learned"
+    folder = tmp_path / "out" / "trials" / "all" / "learned"
     (folder / "seed0").rename(folder / "whole")
 
     def fail_at_step_four(_self: Any, trainer: Any, *_: Any) -> None:
@@ -58,7 +58,7 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(
         failed = compare(**short)
     assert failed.status == 2
     assert "RuntimeError: the machine is taken away" in failed.err
-    assert not (folder / "seed0" / "cell.json").exists()
+    assert not (folder / "seed0" / "trial.json").exists()
 
     assert compare(**short).status == 0
     resumed = results_in(tmp_path)["methods"]["learned"]
@@ -83,16 +83,16 @@ def test_a_fit_that_ended_before_its_first_step_starts_again_in_its_folder(
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.MaskCheckpoint, "on_validation_end", fail)
         assert compare(**short).status == 2
-    cell = tmp_path / "out" / "cells" / "all" / "learned" / "seed0"
-    assert (cell / "run" / "config.yaml").exists()
-    (cell / f"{TEMPORARY}0123456789abcdef").touch()
+    trial = tmp_path / "out" / "trials" / "all" / "learned" / "seed0"
+    assert (trial / "run" / "config.yaml").exists()
+    (trial / f"{TEMPORARY}0123456789abcdef").touch()
     assert compare(**short).status == 0
-    assert {path.name for path in cell.iterdir()} == {
-        *("run", "plan", "options.json", "cell.json", "log.txt")
+    assert {path.name for path in trial.iterdir()} == {
+        *("run", "plan", "options.json", "trial.json", "log.txt")
     }
 
 
-def test_equal_cells_of_two_settings_are_computed_once(compare: Compare, tmp_path: Path) -> None:
+def test_equal_trials_of_two_settings_are_computed_once(compare: Compare, tmp_path: Path) -> None:
     settings = {"0.8": {"model.keep_ratio": 0.8}, "0.6": {"model.keep_ratio": 0.6}}
     methods = {name: EXPERIMENT["methods"][name] for name in ("dense", "wanda_sp")}
     picture = [{"kind": "lines", "x_label": "keep ratio"}, {"kind": "sparsity"}]
@@ -115,7 +115,7 @@ def test_equal_cells_of_two_settings_are_computed_once(compare: Compare, tmp_pat
         }
 
 
-def test_a_cell_that_fails_leaves_the_others(compare: Compare, tmp_path: Path) -> None:
+def test_a_trial_that_fails_leaves_the_others(compare: Compare, tmp_path: Path) -> None:
     methods = {
         "broken": {"kind": "metric", "options": {"model.initialization.num_blocks": 10**6}},
         "dense": {"kind": "dense"},
@@ -133,20 +133,20 @@ def test_a_cell_that_fails_leaves_the_others(compare: Compare, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("file", "text", "field"),
     [
-        ("cell.json", '"parameters": "many"', "parameters must be a valid integer"),
-        ("cell.json", '"parameters": NaN', "parameters must be a finite number, given NaN"),
-        ("cell.json", '"parameters": -1', "parameters must be greater than or equal to 1"),
-        ("cell.json", f'"parameters": {"[" * 10_000}{"]" * 10_000}', "nested too deeply"),
+        ("trial.json", '"parameters": "many"', "parameters must be a valid integer"),
+        ("trial.json", '"parameters": NaN', "parameters must be a finite number, given NaN"),
+        ("trial.json", '"parameters": -1', "parameters must be greater than or equal to 1"),
+        ("trial.json", f'"parameters": {"[" * 10_000}{"]" * 10_000}', "nested too deeply"),
         ("options.json", '"digest": null', "digest must be a valid string, given null"),
         ("options.json", '"digests": ""', "digest is missing"),
     ],
 )
-def test_a_damaged_cell_is_refused_before_any_is_computed(
+def test_a_damaged_trial_is_refused_before_any_is_computed(
     compare: Compare, tmp_path: Path, file: str, text: str, field: str
 ) -> None:
     methods = {"dense": {"kind": "dense"}}
     assert compare(methods=methods, picture=None).status == 0
-    path = tmp_path / "out" / "cells" / "all" / "dense" / "seed0" / file
+    path = tmp_path / "out" / "trials" / "all" / "dense" / "seed0" / file
     name = text.partition('"')[2].partition('"')[0].removesuffix("s" * (file == "options.json"))
     path.write_text(re.sub(rf'"{name}s?": [^,\n}}]*', text, path.read_text(), count=1))
     again = compare(methods=methods, picture=None)

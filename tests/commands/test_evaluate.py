@@ -134,7 +134,7 @@ def test_agrees_with_a_comparison(
     folder = tiny_command.run_dir.with_name("comparison")
     assert main(["compare", "--config", str(file), "--output", str(folder)]) == 0
     compared = json.loads((folder / "compare.json").read_text())["settings"]["0.6"]["methods"]
-    plan = next(folder.glob("cells/*/wanda_sp/*/plan"))
+    plan = next(folder.glob("trials/*/wanda_sp/*/plan"))
     given = ["evaluate", "--model", f"dense={tiny_model_folder}", f"wanda_sp={plan}", *QUICK]
     texts = ["--texts", f"test text={tiny_texts / 'test.txt'}", "--tokens", "96"]
     assert main([*given, *texts, "--output", str(output)]) == 0

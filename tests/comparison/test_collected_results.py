@@ -1,4 +1,4 @@
-"""What is said of all cells together: where their numbers come from, and how their masks differ."""
+"""The results of all trials: where their numbers come from, and how their masks differ."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pgprune_lightning.comparison.cell import Cell
 from pgprune_lightning.comparison.experiment import Experiment, Method
 from pgprune_lightning.comparison.results import collect
+from pgprune_lightning.comparison.trial import Trial
 from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.plan import BaseModel, PruningPlan
 
@@ -28,8 +28,8 @@ EXPERIMENT = Experiment(
 )
 
 
-def _cell(method: str, folder: Path) -> Cell:
-    return Cell("all", method, "metric", 0, (), {}, folder / method)
+def _trial(method: str, folder: Path) -> Trial:
+    return Trial("all", method, "metric", 0, (), {}, folder / method)
 
 
 def _result(commit: str | None = "abc", device: str = "a machine") -> dict[str, Any]:
@@ -40,18 +40,18 @@ def _result(commit: str | None = "abc", device: str = "a machine") -> dict[str, 
     ("commits", "said"),
     [(["abc", "abc"], "abc"), (["abc", "abc", "def"], "abc, def"), ([None], None)],
 )
-def test_the_commit_and_the_machine_are_those_of_the_cells(
+def test_the_commit_and_the_machine_are_those_of_the_trials(
     tmp_path: Path, commits: list[str | None], said: str | None
 ) -> None:
-    finished = [(_cell("one", tmp_path), _result(commit)) for commit in commits]
+    finished = [(_trial("one", tmp_path), _result(commit)) for commit in commits]
     results = collect(EXPERIMENT, finished, [], "compare --config a.yaml")
     assert results["provenance"]["commit"] == said
     assert results["provenance"]["device"] == "a machine"
     assert results["command"] == results["provenance"]["command"] == "compare --config a.yaml"
 
 
-def test_without_a_cell_the_commit_is_that_of_this_run(tmp_path: Path) -> None:
-    results = collect(EXPERIMENT, [], [(_cell("one", tmp_path), "failed")], "compare")
+def test_without_a_trial_the_commit_is_that_of_this_run(tmp_path: Path) -> None:
+    results = collect(EXPERIMENT, [], [(_trial("one", tmp_path), "failed")], "compare")
     assert results["provenance"]["device"]
     assert results["errors"] == {"all / one / seed 0": "failed"}
 
@@ -69,9 +69,10 @@ def test_masks_of_two_models_have_no_distance(
         mask_U = torch.ones(space.num_units, dtype=torch.bool)
         mask_U[0] = method == "two"
         base_model = BaseModel(str(folder), "llama", "0" * 64, space.total_parameters)
-        plan = PruningPlan(base_model, space, mask_U.double(), mask_U, {}, 0)
-        plan.save(tmp_path / "cells" / method / "plan")
-        finished.append((_cell(method, tmp_path / "cells"), _result()))
+        budget = {"keep_ratio": 0.5, "scope": "per_kind", "protected_layers": []}
+        plan = PruningPlan(base_model, space, mask_U.double(), mask_U, budget, 0)
+        plan.save(tmp_path / "trials" / method / "plan")
+        finished.append((_trial(method, tmp_path / "trials"), _result()))
     results = collect(EXPERIMENT, finished, [], "compare")
     units = 2 + 24
     by_layer = [pytest.approx(1 / units), 0.0, 0.0]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.cell import cells_of
+from pgprune_lightning.comparison.trial import trials_of
 from pgprune_lightning.errors import UserError
 from tests.paper_experiments import PAPER
-from tests.parsed_cells import parsed_cell
+from tests.parsed_trials import parsed_trial
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Those of the paper have tests of their own, in test_paper_experiments.py.
@@ -27,7 +27,7 @@ def test_an_experiment_is_complete_and_taken(
     path = CONFIGS / "experiments" / name
     experiment = load_experiment(path)
     for setting, method in experiment.pairs():
-        parsed_cell(experiment, setting, method)
+        parsed_trial(experiment, setting, method)
     assert experiment.title
     assert len(experiment.methods) > 1
     assert f"configs/experiments/{name}" in path.read_text(), "the file says how it is run"
@@ -38,7 +38,7 @@ def test_the_quickstarts_experiment_stands_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("PGPRUNE_DATA", raising=False)
     experiment = load_experiment(CONFIGS / "experiments" / "quickstart.yaml")
     for setting, method in experiment.pairs():
-        config = parsed_cell(experiment, setting, method)
+        config = parsed_trial(experiment, setting, method)
         texts = [config.data.train, config.data.validation, *config.data.test]
         needed = [config.model.base_model, *(text.path for text in texts if not text.optional)]
         assert len(needed) > 3
@@ -51,4 +51,4 @@ def test_the_tiny_experiment_names_the_variable_that_it_needs(
     monkeypatch.delenv("PGPRUNE_DATA", raising=False)
     experiment = load_experiment(CONFIGS / "experiments" / "tiny.yaml")
     with pytest.raises(UserError, match=r"PGPRUNE_DATA.* that is not set; set it"):
-        cells_of(experiment, tmp_path)
+        trials_of(experiment, tmp_path)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.comparison import Method, Picture, load_experiment
-from pgprune_lightning.comparison.cell import cells_of
 from pgprune_lightning.comparison.experiment import FinetuneOptions, LatencyOptions
+from pgprune_lightning.comparison.trial import trials_of
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.finetuning import LoraOptions
 
@@ -190,13 +190,13 @@ def test_a_mistake_in_the_file_is_named(
         ({"trainer.precision": "bf16-true"}, "trainer.precision: .*32-true"),
     ],
 )
-def test_a_mistake_in_the_options_of_the_last_cell_is_named(
+def test_a_mistake_in_the_options_of_the_last_trial_is_named(
     experiment_file: WriteFile, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     methods = {"dense": {"kind": "dense"}, "last": {"kind": "metric", "options": options}}
     experiment = load_experiment(experiment_file(methods=methods))
     with pytest.raises(UserError) as raised:
-        cells_of(experiment, tmp_path)
+        trials_of(experiment, tmp_path)
     text = " ".join(str(raised.value).split())
     assert text.startswith("settings.0.8, methods.last: ")
     assert re.search(message, text), text

@@ -58,8 +58,8 @@ def _dense(data: Path) -> PreTrainedModel:
     return load_frozen_model(source, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def _cut(data: Path, cell: Path) -> PreTrainedModel:
-    dense, plan = _dense(data), PruningPlan.load(cell / "plan")
+def _cut(data: Path, trial: Path) -> PreTrainedModel:
+    dense, plan = _dense(data), PruningPlan.load(trial / "plan")
     return cut_model(dense, unit_layout_of(dense, list(plan.space.kinds)), plan.mask_U)
 
 
@@ -78,7 +78,7 @@ def test_accuracies_are_those_of_the_pruned_model(
     status, results = compare(methods=methods, **ZERO_SHOT)
     assert status == 0
     folder = pgprune_data / "zeroshot"
-    cut = _cut(pgprune_data, tmp_path / "out" / "cells" / "all" / "magnitude" / "seed0")
+    cut = _cut(pgprune_data, tmp_path / "out" / "trials" / "all" / "magnitude" / "seed0")
     tokenizer = load_tokenizer(str(pgprune_data / "stories260K"))
     for name, model in {"dense": _dense(pgprune_data), "magnitude": cut}.items():
         scores = evaluate_zero_shot(
@@ -118,7 +118,7 @@ def test_tasks_that_cannot_run_are_refused_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_of_finished_cells_needs_no_library(
+def test_a_table_of_finished_trials_needs_no_library(
     compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval", reason="pip install -e '.[zero-shot]'")
@@ -178,7 +178,7 @@ def test_a_tuned_row_is_the_tuned_cut_model_and_the_dense_one_stays(
     note = "measured: magnitude, dense_tuned, slicegpt;"
     assert note in (tmp_path / "out" / "table.md").read_text()
 
-    # The same without any tuning in the process: what was kept between cells is untouched.
+    # The same without any tuning in the process: what was kept between trials is untouched.
     first = rows
     untuned = {name: row | {"finetune": False} for name, row in methods.items()}
     _, results = compare("--existing", "reuse", methods=untuned, finetune=FINETUNE)
@@ -189,7 +189,7 @@ def test_a_tuned_row_is_the_tuned_cut_model_and_the_dense_one_stays(
         assert first[name]["perplexity_64"] != first[before]["perplexity_64"]
         assert first[name]["parameters"] == first[before]["parameters"]
 
-    plan = tmp_path / "out" / "cells" / "all" / "before" / "seed0"
+    plan = tmp_path / "out" / "trials" / "all" / "before" / "seed0"
     cut = _cut(pgprune_data, plan)
     tokenizer = load_tokenizer(str(pgprune_data / "stories260K"))
     records = read_alpaca(str(pgprune_data / "alpaca" / "alpaca_9k.jsonl"))

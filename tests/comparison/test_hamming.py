@@ -2,7 +2,7 @@
 
 import torch
 
-from pgprune_lightning.comparison.hamming import (
+from pgprune_lightning.comparison.results import (
     expanded_mask,
     hamming_by_layer,
     sparsity_by_layer,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.comparison import Experiment, load_experiment
-from pgprune_lightning.comparison.cell_identity import cell_identity, digest_of, first_difference
+from pgprune_lightning.comparison.cache_key import cache_key_of, digest_of, first_difference
 from pgprune_lightning.comparison.experiment import FinetuneOptions, MethodKind
 
 FILES = ("train.txt", "valid.txt", "test.txt", "second.txt", "alpaca.jsonl", "piqa.jsonl")
@@ -26,7 +26,7 @@ def experiment(experiment_file: Callable[..., Path], tmp_path: Path) -> Experime
     return replace(experiment, zero_shot=("piqa",), zero_shot_folder=str(tmp_path))
 
 
-def _identity(
+def _cache_key(
     experiment: Experiment, kind: MethodKind, folder: Path, model: Path, **start: str
 ) -> dict[str, Any]:
     config = {
@@ -44,7 +44,7 @@ def _identity(
         "trainer": {"accelerator": "cpu"},
     }
     tuning = FinetuneOptions(str(folder / "alpaca.jsonl"))
-    return cell_identity(experiment, kind, config, 0, tuning)
+    return cache_key_of(experiment, kind, config, 0, tuning)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def _identity(
         ("piqa.jsonl", "zero_shot", "dense metric slicegpt learned"),
     ],
 )
-def test_a_changed_file_makes_another_cell_of_those_that_read_it(
+def test_a_changed_file_makes_another_trial_of_those_that_read_it(
     experiment: Experiment,
     tiny_model_folder: Path,
     tmp_path: Path,
@@ -72,16 +72,17 @@ def test_a_changed_file_makes_another_cell_of_those_that_read_it(
     start = {"plan": str(tmp_path)} if name == "plan.json" else {}
     start |= {"scores": str(tmp_path / name)} if name == "scores.safetensors" else {}
 
-    def identities() -> list[dict[str, Any]]:
+    def cache_keys() -> list[dict[str, Any]]:
         return [
-            _identity(experiment, kind, tmp_path, tiny_model_folder, **start) for kind in EVERY_KIND
+            _cache_key(experiment, kind, tmp_path, tiny_model_folder, **start)
+            for kind in EVERY_KIND
         ]
 
-    before, path = identities(), tmp_path / name
+    before, path = cache_keys(), tmp_path / name
     # As long as before: a changed word must not hide behind an equal size.
     path.write_text(path.read_text().replace("held", "hold"))
     os.utime(path, ns=(0, 0))
-    after = identities()
+    after = cache_keys()
     changed = [
         kind
         for kind, old, new in zip(EVERY_KIND, before, after, strict=True)
@@ -96,10 +97,10 @@ def test_a_changed_file_makes_another_cell_of_those_that_read_it(
 def test_a_copy_with_another_time_is_the_same_file(
     experiment: Experiment, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    before = _identity(experiment, "learned", tmp_path, tiny_model_folder)
+    before = _cache_key(experiment, "learned", tmp_path, tiny_model_folder)
     for name in FILES:
         os.utime(tmp_path / name, ns=(1, 1))
-    assert _identity(experiment, "learned", tmp_path, tiny_model_folder) == before
+    assert _cache_key(experiment, "learned", tmp_path, tiny_model_folder) == before
 
 
 def test_what_is_not_there_is_no_content(
@@ -108,5 +109,5 @@ def test_what_is_not_there_is_no_content(
     """Whether a missing text is an error is decided where it would be read."""
     for name in ("valid.txt", "test.txt", "alpaca.jsonl", "piqa.jsonl"):
         (tmp_path / name).unlink()
-    contents = _identity(experiment, "learned", tmp_path, tiny_model_folder)["contents"]
+    contents = _cache_key(experiment, "learned", tmp_path, tiny_model_folder)["contents"]
     assert set(contents) == {"data.train", "data.tokenizer"}

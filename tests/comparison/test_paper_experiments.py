@@ -12,7 +12,7 @@ from pgprune_lightning.comparison.experiment import FinetuneOptions, LatencyOpti
 from pgprune_lightning.finetuning import ALPACA, LoraOptions
 from pgprune_lightning.training.budget_schedule import Progressive
 from tests.paper_experiments import EPOCH, HUB_IDS, PAPER, TASKS, Expected
-from tests.parsed_cells import parsed_cell
+from tests.parsed_trials import parsed_trial
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiments"
 FILES = sorted(PAPER)
@@ -35,8 +35,8 @@ def leaves(options: Any, prefix: str = "") -> Options:
     return found
 
 
-def cell_options(experiment: Experiment, setting: str, method: str) -> Options:
-    """What a cell changes of the recipe."""
+def trial_options(experiment: Experiment, setting: str, method: str) -> Options:
+    """What a trial changes of the recipe."""
     changed: Options = {}
     for layer in experiment.layers(setting, method):
         changed |= leaves(layer)
@@ -44,10 +44,10 @@ def cell_options(experiment: Experiment, setting: str, method: str) -> Options:
 
 
 def expected_options(expected: Expected, model: str, ratio: float, method: str) -> Options:
-    """What the paper changes of the recipe for a cell."""
+    """What the paper changes of the recipe for a trial."""
     step_size = {"model.update.lr": 0.006} if model == "LLaMA-3-8B" else {}
-    cell = {"model.base_model": HUB_IDS[model], "model.keep_ratio": ratio}
-    return {**expected.options, **cell, **step_size, **expected.methods[method]}
+    trial = {"model.base_model": HUB_IDS[model], "model.keep_ratio": ratio}
+    return {**expected.options, **trial, **step_size, **expected.methods[method]}
 
 
 def expected_steps(options: Options) -> int:
@@ -78,7 +78,7 @@ def test_a_file_asks_for_what_the_paper_ran(name: str) -> None:
     columns = [(model, ratio) for model in expected.models for ratio in expected.ratios]
     for setting, (model, ratio) in zip(experiment.settings, columns, strict=True):
         for method in experiment.methods:
-            options = cell_options(experiment, setting, method)
+            options = trial_options(experiment, setting, method)
             steps = options.pop("trainer.max_steps", EPOCH)
             assert options == expected_options(expected, model, ratio, method)
             if experiment.methods[method].kind == "learned":
@@ -132,31 +132,31 @@ def test_a_file_says_what_it_shows_and_how_it_is_run(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def checked_forms() -> set[str]:
-    """Cells that the parser has taken, but for their model and ratio."""
+    """Trials that the parser has taken, but for their model and ratio."""
     return set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_fit_takes_the_options_of_every_cell(checked_forms: set[str], name: str) -> None:
-    """Cells that differ in the model's name and the ratio alone are parsed once for all of them."""
+def test_fit_takes_the_options_of_every_trial(checked_forms: set[str], name: str) -> None:
+    """Trials that differ only in the model's name and the ratio are parsed once for all of them."""
     experiment = load(name)
     for setting, method in experiment.pairs():
-        options = cell_options(experiment, setting, method)
+        options = trial_options(experiment, setting, method)
         alike = {
             key: type(options.pop(key)).__name__ for key in ("model.base_model", "model.keep_ratio")
         }
         recipe = [str(path) for path in experiment.recipe]
         form = json.dumps([recipe, alike, options], sort_keys=True)
         if form not in checked_forms:
-            parsed_cell(experiment, setting, method)
+            parsed_trial(experiment, setting, method)
             checked_forms.add(form)
 
 
 def test_the_estimators_are_those_that_the_tables_compare() -> None:
     def estimator(name: str, method: str) -> tuple[str, Options, int]:
         experiment = load(name)
-        model = parsed_cell(experiment, next(iter(experiment.settings)), method).model
+        model = parsed_trial(experiment, next(iter(experiment.settings)), method).model
         chosen = model.estimator.as_dict()
         return (
             chosen["class_path"].rpartition(".")[2],

@@ -59,7 +59,7 @@ def smallest_form(name: str) -> dict[str, Any]:
         method["options"] = own | TINY
         method["options"] |= FEWER_LAYERS if "model.units.protected_layers" in own else {}
         method["options"] |= SHORT_STAGES if "model.budget.progressive.start" in own else {}
-    # One name, so that equal cells of different files lie in the same folder.
+    # One name, so that equal trials of different files lie in the same folder.
     settings = {"first": next(iter(data.get("settings", {"all": {}}).values()))}
     pictures = json.dumps(data["picture"])
     for old, new in zip(data["evaluation_lengths"], LENGTHS, strict=True):
@@ -86,7 +86,7 @@ def skip_without_libraries(experiment: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all files: a cell that several of them have is computed once."""
+    """One folder for all files: a trial that several of them have is computed once."""
     return tmp_path_factory.mktemp("paper")
 
 
@@ -102,7 +102,7 @@ def test_the_smallest_form_gives_a_table_and_its_pictures(
     experiment = smallest_form(name)
     tasks = experiment.get("zero_shot", [])
     skip_without_libraries(experiment)
-    # Cells that are measured alike lie together: equal ones of several files are computed once.
+    # Trials that are measured alike lie together: equal ones of several files are computed once.
     folder = output / ("tuned" if experiment["finetune"] else "tasks" if tasks else "plain")
     config = output / f"{name}.yaml"
     config.write_text(yaml.safe_dump(experiment, sort_keys=False))

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.policy import FeasibleSet, UnitLayout, shift_logits
-from research.backpropagation import GateDraw, GumbelSoftmax, StraightThrough
-from research.backpropagation.logit_gradient import logit_gradient
+from research.backpropagation import GateDraw, GumbelSoftmax, StraightThrough, logit_gradient
 
 SPACE = UnitLayout.build([(0, "kv_group", 2, 50, 0), (0, "mlp_channel", 4, 3, 0)], 1000)
 BUDGET = FeasibleSet(SPACE, 0.5, scope="parameters")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from research.slicegpt.shortcut_layer import Shortcut, StreamNorm
+from research.slicegpt import Shortcut, StreamNorm
 
 
 def test_deleted_directions_count_as_zero() -> None:

@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking import decoder_layers, token_nll
 from pgprune_lightning.masking.frozen_model import freeze
-from research.slicegpt import slice_model
-from research.slicegpt.stream_width import sliced_parameters
+from research.slicegpt import slice_model, sliced_parameters
 from tests.tiny_models import random_tokens
 
 # Of different shapes: positions and attention masks belong to a batch.

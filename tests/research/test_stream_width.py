@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.frozen_model import model_on_meta
-from research.slicegpt.stream_width import largest_width, sliced_parameters
+from research.slicegpt import largest_width, sliced_parameters
 
 
 def test_counted_by_hand(tiny_model: Callable[..., PreTrainedModel]) -> None:

@@ -1,4 +1,4 @@
-"""Which cells an experiment has, and what they are made of."""
+"""Which trials an experiment has, and what they are made of."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.cell import cells_of
+from pgprune_lightning.comparison.trial import trials_of
 from pgprune_lightning.errors import UserError
 from tests.tiny_models import make_tiny_model
 
@@ -35,10 +35,10 @@ def test_blocks_beyond_all_positions_are_refused(
     lengths: dict[str, Any] = {"evaluation_lengths": [16], "finetune": {"max_length": 16}}
     path = experiment_file(methods=methods, settings=None, options=model, **(lengths | more))
     with pytest.raises(UserError, match=rf"methods\.metric: {option} is 129 tokens, .* learned"):
-        cells_of(load_experiment(path), tmp_path / "out")
+        trials_of(load_experiment(path), tmp_path / "out")
 
 
-def test_what_is_random_has_a_cell_for_each_seed(
+def test_what_is_random_has_a_trial_for_each_seed(
     experiment_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     scores = str(tmp_path / "scores.safetensors")
@@ -54,9 +54,10 @@ def test_what_is_random_has_a_cell_for_each_seed(
     }
     path = experiment_file(methods=methods, settings=None, seeds=[3, 5])
     seeds: dict[str, list[int]] = {}
-    for cell in cells_of(load_experiment(path), tmp_path / "out"):
-        seeds.setdefault(cell.method, []).append(cell.seed)
-        assert cell.folder == tmp_path / "out" / "cells" / "all" / cell.method / f"seed{cell.seed}"
-        assert cell.identity["fit"]["data"].get("seed", cell.seed) == cell.seed
+    for trial in trials_of(load_experiment(path), tmp_path / "out"):
+        seeds.setdefault(trial.method, []).append(trial.seed)
+        folder = tmp_path / "out" / "trials" / "all"
+        assert trial.folder == folder / trial.method / f"seed{trial.seed}"
+        assert trial.cache_key["fit"]["data"].get("seed", trial.seed) == trial.seed
     several = {"random", "bonsai", "learned"}
     assert seeds == {name: [3, 5] if name in several else [3] for name in methods}

@@ -11,8 +11,8 @@ import torch
 
 from pgprune_lightning.cli import main
 from pgprune_lightning.run import Run
-from research import gradient_variance
-from research.gradient_variance import STAY, GradientMoments
+from research import variance
+from research.variance import STAY, GradientMoments
 from tests.tiny_commands import TinyCommand
 
 
@@ -37,13 +37,13 @@ def test_every_row_is_measured_where_it_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runs: list[Run] = []
-    build_run = gradient_variance.build_run
+    build_run = variance.build_run
 
     def kept(arguments: list[str]) -> Run:
         runs.append(build_run(arguments))
         return runs[-1]
 
-    monkeypatch.setattr(gradient_variance, "build_run", kept)
+    monkeypatch.setattr(variance, "build_run", kept)
     plain = {"model.estimator": {"class_path": "pgprune_lightning.policy.PlainReinforce"}}
     many = {"model.objective.num_mask_samples": 8}
     path = experiment_file(

@@ -11,13 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from pgprune_lightning.comparison.experiment import leaves
-from pgprune_lightning.comparison.results import Results
-from pgprune_lightning.comparison.setting_groups import grouped
-from pgprune_lightning.comparison.sheet import Sheet
-from pgprune_lightning.comparison.table_values import (
+from pgprune_lightning.comparison.results import Results, grouped
+from pgprune_lightning.evaluation.table import (
     LATENCY_VALUES,
     OTHER_VALUES,
     ZERO_SHOT_AVERAGE,
+    Table,
     Value,
     perplexity,
 )
@@ -27,10 +26,10 @@ from pgprune_lightning.number_text import NOTHING, share_text
 def markdown(results: Results) -> str:
     """All tables as Markdown."""
     lines = [f"# {results['title']}", ""]
-    for sheet in _sheets(results):
-        if sheet.title:
-            lines += [f"## {sheet.title}", ""]
-        lines += [*sheet.markdown(), ""]
+    for table in _tables(results):
+        if table.title:
+            lines += [f"## {table.title}", ""]
+        lines += [*table.markdown(), ""]
     for note in _notes(results):
         lines += [note, ""]
     source = results["provenance"]
@@ -49,16 +48,16 @@ def csv_text(results: Results) -> str:
     return text.getvalue()
 
 
-def print_table(results: Results) -> None:
+def print_tables(results: Results) -> None:
     """Print all tables to the terminal."""
     console = Console()
-    for sheet in _sheets(results):
-        sheet.print(console, results["title"])
+    for table in _tables(results):
+        table.print(console, results["title"])
     for note in _notes(results):
         console.print(note, markup=False, highlight=False)
 
 
-def _sheets(results: Results) -> list[Sheet]:
+def _tables(results: Results) -> list[Table]:
     """One table of all values where there is one setting, and those of extras; else one a value."""
     lengths = results["evaluation_lengths"]
     values = [Value(f"perplexity_{n}", _length_title(results, n), perplexity) for n in lengths]
@@ -68,8 +67,8 @@ def _sheets(results: Results) -> list[Sheet]:
         (label,) = settings
         methods = settings[label]["methods"]
         # Of their own, because a terminal has room for some nine columns.
-        sheets = {"": [*values, *OTHER_VALUES], **extras}
-        return [_single(title, methods, columns) for title, columns in sheets.items()]
+        tables = {"": [*values, *OTHER_VALUES], **extras}
+        return [_single(title, methods, columns) for title, columns in tables.items()]
     return [
         _by_setting(group, part, value)
         for value in (*values, *chain(*extras.values()), *OTHER_VALUES[1:])
@@ -77,18 +76,18 @@ def _sheets(results: Results) -> list[Sheet]:
     ]
 
 
-def _single(title: str, methods: dict[str, Any], values: Sequence[Value]) -> Sheet:
+def _single(title: str, methods: dict[str, Any], values: Sequence[Value]) -> Table:
     rows = [[name, *(_shown(entry, value) for value in values)] for name, entry in methods.items()]
-    return Sheet(title, ["", *(value.title for value in values)], rows)
+    return Table(title, ["", *(value.title for value in values)], rows)
 
 
-def _by_setting(group: str, settings: dict[str, Any], value: Value) -> Sheet:
+def _by_setting(group: str, settings: dict[str, Any], value: Value) -> Table:
     names = dict.fromkeys(name for entry in settings.values() for name in entry["methods"])
     rows = [
         [name, *(_shown(entry["methods"].get(name), value) for entry in settings.values())]
         for name in names
     ]
-    return Sheet(", ".join(filter(None, (group, value.title))), ["", *settings], rows)
+    return Table(", ".join(filter(None, (group, value.title))), ["", *settings], rows)
 
 
 def _shown(entry: dict[str, Any] | None, value: Value) -> str:

@@ -13,7 +13,7 @@ import yaml
 from pgprune_lightning.cli import main
 from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.errors import UserError
-from research.estimator_study import Study, summarized, with_time_of
+from research.study import Study, summarized, with_time_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ESTIMATORS = CONFIGS / "experiments" / "estimators"
@@ -127,10 +127,10 @@ def test_a_study_from_end_to_end(
     assert rows["straight"]["backward_passes"] > 0 == rows["fast"]["backward_passes"]
     given = max(1, round(rows["fast"]["seconds"]))
     assert given <= rows["straight"]["seconds"] < 2 * given + 20  # the last step and validation
-    cells = [json.loads(path.read_text()) for path in output.rglob("straight/*/options.json")]
-    assert [cell["identity"]["fit"]["model"]["seconds"] for cell in cells] == [given, given]
-    cells += [json.loads(path.read_text()) for path in output.rglob("fast/*/options.json")]
-    texts = [cell["identity"]["fit"]["data"]["train"] for cell in cells]
+    trials = [json.loads(path.read_text()) for path in output.rglob("straight/*/options.json")]
+    assert [trial["cache_key"]["fit"]["model"]["seconds"] for trial in trials] == [given, given]
+    trials += [json.loads(path.read_text()) for path in output.rglob("fast/*/options.json")]
+    texts = [trial["cache_key"]["fit"]["data"]["train"] for trial in trials]
     assert [text["wikitext_style"] for text in texts] == [0.5] * 4
 
     assert main(["study", *files]) == 0

@@ -1,12 +1,13 @@
-"""The same pruning with a gradient that is back-propagated through the model, for comparison only.
+"""Learns masks by back-propagation, for comparison; nothing else uses it.
 
-Shapes: S draws of a step, U units, B sequences, T tokens.
+Shapes: S draws of a step, U units, N free units of one constraint, B sequences, T tokens.
 """
 
 # No `from __future__ import annotations`: the command line reads these types.
 import math
 import time
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
@@ -15,12 +16,148 @@ from torch.optim import Adam
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.masking.gates import gate_gradient, gated
-from pgprune_lightning.policy import mask_generator, shift_logits
+from pgprune_lightning.policy import FeasibleSet, mask_generator, shift_logits
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.mask_evaluator import check_losses
-from research.backpropagation.gate_draw import GateDraw
-from research.backpropagation.logit_gradient import logit_gradient
-from research.backpropagation.straight_through import StraightThrough
+
+
+class GateDraw(ABC):
+    """Draws gates from keep-probabilities, so that a gradient finds its way back to them."""
+
+    @abstractmethod
+    def draw(
+        self, keep_probabilities_U: Tensor, feasible_set: FeasibleSet, generator: torch.Generator
+    ) -> Tensor:
+        """Draw one gate for each unit.
+
+        Args:
+            keep_probabilities_U: The probabilities s, (U,) float64, feasible, requiring a gradient.
+            feasible_set: The budget.
+            generator: Source of the randomness, on the device of the probabilities.
+
+        Returns:
+            Gates, (U,) float64, from 0 to 1, differentiable in s. Where s is exactly 0 or 1 the
+            gate is s.
+        """
+
+    def check_mask_samples(self, num_mask_samples: int) -> None:
+        """Refuse a number of draws a step that makes no sense.
+
+        Args:
+            num_mask_samples: Draws on a rank in a step (N_s).
+
+        Raises:
+            UserError: If it does not.
+        """
+        del num_mask_samples
+
+
+class StraightThrough(GateDraw):
+    """Runs a hard mask forward and takes its gradient for that of the keep-probabilities.
+
+    Args:
+        mask: Which mask is run: the one of the `budget`, as it would be returned now (the top of
+            the probabilities), or a Bernoulli `sample` of them.
+
+    Source: Bengio, Leonard and Courville 2013, Sect. 4 (`sample`).
+    Differs: `budget` is deterministic; nothing of the loss is lost on masks that no one will use.
+    """
+
+    def __init__(self, mask: Literal["budget", "sample"] = "budget") -> None:
+        self.mask = mask
+
+    def draw(
+        self, keep_probabilities_U: Tensor, feasible_set: FeasibleSet, generator: torch.Generator
+    ) -> Tensor:
+        """Draw hard gates; see `GateDraw.draw`. The gradient of each by its probability is 1."""
+        s_U = keep_probabilities_U.detach()
+        if self.mask == "budget":
+            hard_U = feasible_set.deterministic_mask(s_U)
+        else:
+            uniform_U = torch.rand(
+                s_U.shape, generator=generator, dtype=s_U.dtype, device=s_U.device
+            )
+            hard_U = uniform_U < s_U
+        return hard_U + (keep_probabilities_U - s_U)
+
+    def check_mask_samples(self, num_mask_samples: int) -> None:
+        """Refuse to run one deterministic mask several times.
+
+        Args:
+            num_mask_samples: Draws on a rank in a step (N_s).
+
+        Raises:
+            UserError: The mask is the budget's, and there is more than one draw.
+        """
+        if self.mask == "budget" and num_mask_samples > 1:
+            raise UserError(
+                f"num_mask_samples: the budget's mask is the same in all {num_mask_samples} draws "
+                "of a step; give 1, or gates with mask: sample."
+            )
+
+
+class GumbelSoftmax(GateDraw):
+    """Draws each gate from the binary concrete distribution, Gumbel-softmax over keep and drop.
+
+    Args:
+        temperature: Of the relaxation, above 0: near 0 gates are nearly 0 or 1 and their gradients
+            vary wildly; large ones lie near one half, which no mask does.
+
+    Raises:
+        UserError: The temperature is not positive and finite.
+
+    Source: Maddison et al. 2017, eq. 16 and appendix B (2/3 is theirs); Jang et al. 2017.
+    """
+
+    def __init__(self, temperature: float = 2 / 3) -> None:
+        if not 0 < temperature < math.inf:
+            raise UserError(f"gates.temperature: must be above 0 and finite, given {temperature}.")
+        self.temperature = temperature
+
+    def draw(
+        self, keep_probabilities_U: Tensor, feasible_set: FeasibleSet, generator: torch.Generator
+    ) -> Tensor:
+        """Draw relaxed gates; see `GateDraw.draw`."""
+        del feasible_set
+        s_U = keep_probabilities_U
+        uniform_U = torch.rand(s_U.shape, generator=generator, dtype=s_U.dtype, device=s_U.device)
+        noise_U = uniform_U.clamp_min(torch.finfo(s_U.dtype).tiny).logit()
+        is_open_U = (s_U > 0) & (s_U < 1)
+        # An infinite logit would make the gradient of certain units 0 times infinity.
+        logits_U = torch.where(is_open_U, s_U, 0.5).logit()
+        gates_U = ((logits_U + noise_U) / self.temperature).sigmoid()
+        return torch.where(is_open_U, gates_U, s_U.detach())
+
+
+def logit_gradient(
+    gradient_U: Tensor, keep_probabilities_U: Tensor, feasible_set: FeasibleSet
+) -> Tensor:
+    """Differentiate through s = sigmoid(x + b), where b holds each budget's expected cost.
+
+    With w = s (1 - s), by implicit differentiation of `sum(c s) = limit`,
+    `dL/dx_u = w_u (g_u - c_u sum(w g) / sum(w c))`: what a unit is worth less what its cost is
+    worth elsewhere. Adam divides by each unit's own size of gradient; without the second term it
+    would raise all units that are worth anything alike.
+
+    Args:
+        gradient_U: dL/ds, g, (U,) float64.
+        keep_probabilities_U: The probabilities s, (U,) float64, inside the budgets' bounds.
+        feasible_set: The budgets and their costs c.
+
+    Returns:
+        dL/dx, (U,) float64; 0 for protected units, and where s is 0 or 1.
+    """
+    by_logit_U = torch.zeros_like(gradient_U)
+    for constraint in feasible_set.constraints_on(gradient_U.device):
+        units = constraint.units
+        costs_N = constraint.costs
+        slopes_N = keep_probabilities_U[units] * (1 - keep_probabilities_U[units])
+        price = (slopes_N @ gradient_U[units]) / (slopes_N @ costs_N).clamp_min(
+            torch.finfo(costs_N.dtype).tiny
+        )
+        by_logit_U[units] = slopes_N * (gradient_U[units] - costs_N * price)
+    return by_logit_U
+
 
 _LEAST_DISTANCE = 1e-12  # of a probability from 0 and 1, so that its logit is finite
 

@@ -1,4 +1,4 @@
-"""What makes a cell another cell, and what does not."""
+"""What makes a trial another trial, and what does not."""
 
 import copy
 import json
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.comparison import load_experiment
-from pgprune_lightning.comparison.cell_identity import (
-    cell_identity,
+from pgprune_lightning.comparison.cache_key import (
+    cache_key_of,
     digest_of,
     first_difference,
 )
@@ -74,7 +74,7 @@ def _config(model: Path) -> dict[str, Any]:
         ("trainer.accelerator", "gpu", "learned backpropagated metric slicegpt dense"),
     ],
 )
-def test_an_option_makes_another_cell_where_it_changes_a_number(
+def test_an_option_makes_another_trial_where_it_changes_a_number(
     experiment: Experiment, tiny_model_folder: Path, option: str, value: Any, kinds: str
 ) -> None:
     config = _config(tiny_model_folder)
@@ -93,8 +93,8 @@ def test_an_option_makes_another_cell_where_it_changes_a_number(
     )
     others = []
     for kind in every_kind:
-        old = cell_identity(experiment, kind, config, 0)
-        new = cell_identity(experiment, kind, changed, 0)
+        old = cache_key_of(experiment, kind, config, 0)
+        new = cache_key_of(experiment, kind, changed, 0)
         assert (digest_of(old) != digest_of(new)) == bool(first_difference(old, new))
         if digest_of(old) != digest_of(new):
             others.append(kind)
@@ -112,7 +112,7 @@ def test_an_option_makes_another_cell_where_it_changes_a_number(
         ({"zero_shot": ("piqa",)}, {"zero_shot_folder": "."}, "zero_shot_folder: None"),
     ],
 )
-def test_what_is_measured_makes_another_cell(
+def test_what_is_measured_makes_another_trial(
     experiment: Experiment,
     tiny_model_folder: Path,
     asked: dict[str, Any],
@@ -120,43 +120,43 @@ def test_what_is_measured_makes_another_cell(
     option: str,
 ) -> None:
     config = _config(tiny_model_folder)
-    first = cell_identity(replace(experiment, **asked), "metric", config, 0)
-    second = cell_identity(replace(experiment, **asked | changed), "metric", config, 0)
+    first = cache_key_of(replace(experiment, **asked), "metric", config, 0)
+    second = cache_key_of(replace(experiment, **asked | changed), "metric", config, 0)
     assert digest_of(first) != digest_of(second)
     assert first_difference(first, second).startswith(option)
 
 
-def test_what_is_not_asked_for_makes_no_other_cell(
+def test_what_is_not_asked_for_makes_no_other_trial(
     experiment: Experiment, tiny_model_folder: Path
 ) -> None:
     """A folder of tasks that are not run changes no number."""
     config = _config(tiny_model_folder)
     others = replace(experiment, zero_shot_folder=".", zero_shot_limit=4)
-    first, second = (cell_identity(e, "metric", config, 0) for e in (experiment, others))
+    first, second = (cache_key_of(e, "metric", config, 0) for e in (experiment, others))
     assert first == second
 
 
-def test_tuning_makes_another_cell_and_is_read_back_as_it_was(
+def test_tuning_makes_another_trial_and_is_read_back_as_it_was(
     experiment: Experiment, tiny_model_folder: Path
 ) -> None:
     config = _config(tiny_model_folder)
     tunings = (None, FinetuneOptions(), FinetuneOptions("a.jsonl", LoraOptions(rank=8)))
-    cells = [cell_identity(experiment, "metric", config, 0, tuning) for tuning in tunings]
-    assert len({digest_of(cell) for cell in cells}) == 3
-    assert first_difference(cells[0], cells[1]).startswith("finetune.")
-    assert first_difference(cells[1], cells[2]) == "finetune.rank: 16, now 8"
-    assert json.loads(json.dumps(cells[2])) == cells[2]
+    trials = [cache_key_of(experiment, "metric", config, 0, tuning) for tuning in tunings]
+    assert len({digest_of(trial) for trial in trials}) == 3
+    assert first_difference(trials[0], trials[1]).startswith("finetune.")
+    assert first_difference(trials[1], trials[2]) == "finetune.rank: 16, now 8"
+    assert json.loads(json.dumps(trials[2])) == trials[2]
 
 
-def test_other_weights_of_the_same_name_make_another_cell(
+def test_other_weights_of_the_same_name_make_another_trial(
     experiment: Experiment, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(300_000))
-    first = cell_identity(experiment, "dense", _config(tmp_path), 0)
+    first = cache_key_of(experiment, "dense", _config(tmp_path), 0)
     weights.touch()
-    assert cell_identity(experiment, "dense", _config(tmp_path), 0) == first
+    assert cache_key_of(experiment, "dense", _config(tmp_path), 0) == first
     weights.write_bytes(bytes(299_999) + b"1")
-    second = cell_identity(experiment, "dense", _config(tmp_path), 0)
+    second = cache_key_of(experiment, "dense", _config(tmp_path), 0)
     assert first_difference(first, second).startswith("base_model: ")
