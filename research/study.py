@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pgprune_lightning.atomic_write import write_atomically
-from pgprune_lightning.commands.experiment_options import add_experiment_options, command_line
+from pgprune_lightning.commands.experiment_options import (
+    add_experiment_options,
+    command_line,
+    run_into,
+)
 from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.comparison.comparison_run import run_comparison
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.comparison.results import Results
 from pgprune_lightning.comparison.trial import ExistingTrials, trials_of
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
-from pgprune_lightning.errors import EXIT_USER_ERROR, UserError
-from pgprune_lightning.folder_lock import exclusive_output
+from pgprune_lightning.errors import UserError
 from pgprune_lightning.record_file import read_object
 
 SUMMARY_FILE = "summary.json"
@@ -215,9 +218,7 @@ def main(arguments: Sequence[str]) -> int:
         timed = load_experiment(Path(given.equal_time), **chosen)
     output, command = Path(given.output), command_line("study", arguments)
     study = Study(recipes, timed, given.as_long_as)
-    with exclusive_output(output, "--output"):
-        complete = run_study(study, output, given.existing, command)
-    return 0 if complete else EXIT_USER_ERROR
+    return run_into(output, lambda: run_study(study, output, given.existing, command))
 
 
 def study_parser() -> OneLineErrorParser:

@@ -4,12 +4,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgprune_lightning.commands.experiment_options import add_experiment_options, command_line
+from pgprune_lightning.commands.experiment_options import (
+    add_experiment_options,
+    command_line,
+    run_into,
+)
 from pgprune_lightning.comparison import load_experiment
 from pgprune_lightning.comparison.comparison_run import run_comparison
 from pgprune_lightning.console import OneLineErrorParser, quiet_libraries
-from pgprune_lightning.errors import EXIT_USER_ERROR
-from pgprune_lightning.folder_lock import exclusive_output
 
 DESCRIPTION = (
     "Prunes one model by several methods on one calibration text, measures the results alike, and "
@@ -36,9 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         Path(given.config), options=given.options, seeds=given.seeds, settings=given.settings
     )
     output, command = Path(given.output), command_line("compare", arguments)
-    with exclusive_output(output, "--output"):
-        complete = run_comparison(experiment, output, given.existing, command)
-    return 0 if complete else EXIT_USER_ERROR
+    return run_into(output, lambda: run_comparison(experiment, output, given.existing, command))
 
 
 def compare_parser() -> OneLineErrorParser:

@@ -1,16 +1,21 @@
-"""Options of the commands that run experiment files."""
+"""What commands that run experiment files share: options, and a run that may be stopped."""
 
 # No `from __future__ import annotations`: the command line reads these types.
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pgprune_lightning.comparison.trial import ExistingTrials
 from pgprune_lightning.console import OneLineErrorParser
+from pgprune_lightning.errors import EXIT_USER_ERROR
+from pgprune_lightning.folder_lock import exclusive_output
+from pgprune_lightning.stop_signals import STATUS_OF, exit_at_stop_signals
 
 
 def add_experiment_options(parser: OneLineErrorParser) -> None:
-    """Add which trials are run, with which options, and what becomes of those that are there."""
+    """Add the options that choose trials, change them, and treat those that exist."""
     parser.add_argument(
         "--existing",
         type=ExistingTrials,
@@ -38,11 +43,33 @@ def add_experiment_options(parser: OneLineErrorParser) -> None:
     )
 
 
+def run_into(output: Path, run: Callable[[], bool]) -> int:
+    """Run a command that fills a folder; if it is stopped, say what is kept and how to go on.
+
+    Args:
+        output: The folder, which no other process may write meanwhile.
+        run: Does the work, and returns whether every trial is there.
+
+    Returns:
+        The exit status: 0, or 2 if a trial failed.
+    """
+    with exit_at_stop_signals(), exclusive_output(output, "--output"):
+        try:
+            return 0 if run() else EXIT_USER_ERROR
+        except SystemExit as end:
+            if end.code in STATUS_OF.values():
+                sys.stderr.write(
+                    f"\nStopped. {output} keeps the finished trials, and a trial that is learning "
+                    "goes on from its last checkpoint. Start the same command again.\n"
+                )
+            raise
+
+
 def command_line(name: str, arguments: Sequence[str]) -> str:
-    """What a user types to run a command again.
+    """Write the line that runs a command again.
 
     Args:
         name: The command.
-        arguments: What follows it.
+        arguments: Its arguments.
     """
     return shlex.join(["python", "-m", "pgprune_lightning", name, *arguments])

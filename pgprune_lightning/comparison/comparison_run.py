@@ -11,6 +11,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.comparison import figures, tables
 from pgprune_lightning.comparison.cache_key import digest_of
@@ -33,6 +35,7 @@ from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation.table import perplexity
 from pgprune_lightning.masking.model_reuse import one_model_kept
 from pgprune_lightning.number_text import seconds_text
+from pgprune_lightning.progress import progress_bar
 
 LOG_FILE = "log.txt"
 
@@ -62,12 +65,16 @@ def run_comparison(
     print(f"{title}: {len(trials)} trials, each with a log in {output}/trials", flush=True)
     finished: list[tuple[Trial, TrialResult]] = []
     errors: list[tuple[Trial, str]] = []
-    with one_model_kept():
+    on_terminal = sys.stderr.isatty()  # elsewhere a line for each trial says as much
+    bar = progress_bar(total=len(trials), desc="trials", leave=False, disable=not on_terminal)
+    with one_model_kept(), bar:
         for trial in trials:
+            bar.set_postfix_str(trial.title)
             try:
                 finished.append((trial, _result(trial, experiment, finished)))
             except Exception as error:  # other trials are worth having without this one
                 errors.append((trial, _report(trial, error)))
+            bar.update()
     _write(experiment, collect(experiment, finished, errors, command), output)
     deleted = [trial for trial, _ in finished if finished_result(trial) is None]
     for trial in deleted:
@@ -116,13 +123,15 @@ def _print_result(trial: Trial, experiment: Experiment, result: TrialResult, ori
         for length in experiment.evaluation_lengths
     ]
     made = origin or f"made in {seconds_text(result['seconds'])}"
-    print(f"{trial.title}: perplexity {', '.join(shown)}; {made}", flush=True)
+    with tqdm.external_write_mode():
+        print(f"{trial.title}: perplexity {', '.join(shown)}; {made}", flush=True)
 
 
 def _report(trial: Trial, error: Exception) -> str:
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    print_error(f"{trial.title}: {message} (all of it: {trial.folder / LOG_FILE})")
-    sys.stderr.flush()
+    with tqdm.external_write_mode():
+        print_error(f"{trial.title}: {message} (all of it: {trial.folder / LOG_FILE})")
+        sys.stderr.flush()
     return message
 
 

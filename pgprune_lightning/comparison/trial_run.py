@@ -161,24 +161,36 @@ def measure_making(run: Run, *observers: Callback) -> MeasuredRun:
     return MeasuredRun(*run, making)
 
 
-def run_start(arguments: list[str], run_dir: Path, seed: int) -> MeasuredRun:
+CheckData = Callable[[TokenBlocksDataModule], None]
+"""Refuses data with which a trial could not be measured, before anything is computed."""
+
+
+def run_start(arguments: list[str], run_dir: Path, seed: int, check: CheckData) -> MeasuredRun:
     """Set everything up as `fit` would, take the first mask and no step.
 
     Args:
         arguments: The trial's configuration.
         run_dir: Where nothing is written.
         seed: Seed of the order of the text, and of a random start.
+        check: Called first.
     """
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--trainer.limit_val_batches=0"]
     measured: list[MeasuredRun] = []
-    execute_run(
-        [*arguments, *own], "validate", prepare=lambda run: measured.append(measure_making(run))
-    )
+
+    def prepare(run: Run) -> None:
+        check(run.data)
+        measured.append(measure_making(run))
+
+    execute_run([*arguments, *own], "validate", prepare=prepare)
     return measured[0]
 
 
 def run_fit(
-    arguments: list[str], run_dir: Path, seed: int, module_class: type[PolicyGradientPruning]
+    arguments: list[str],
+    run_dir: Path,
+    seed: int,
+    module_class: type[PolicyGradientPruning],
+    check: CheckData,
 ) -> MeasuredRun:
     """Run a whole `fit`, from its last checkpoint on where an earlier try has left one.
 
@@ -190,14 +202,18 @@ def run_fit(
         run_dir: Folder of the run.
         seed: Seed of the run.
         module_class: What learns.
+        check: Called first.
     """
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--existing_run=move_aside"]
     if any((run_dir / CHECKPOINTS).glob("*.ckpt")) or not took_steps(run_dir):
         own.append("--resume=auto")
     measured: list[MeasuredRun] = []
-    execute_run(
-        [*arguments, *own], "fit", module_class, lambda run: measured.append(measure_making(run))
-    )
+
+    def prepare(run: Run) -> None:
+        check(run.data)
+        measured.append(measure_making(run))
+
+    execute_run([*arguments, *own], "fit", module_class, prepare)
     return measured[0]
 
 
@@ -224,6 +240,16 @@ def measure(
         for length in experiment.evaluation_lengths
     }
     return perplexities | (_zero_shot(model, data, experiment) if experiment.zero_shot else {})
+
+
+def check_text(data: TokenBlocksDataModule, experiment: Experiment) -> None:
+    """Refuse a test text that is too short for one of the lengths at which it is to be read.
+
+    Raises:
+        UserError: If it is, or cannot be read.
+    """
+    for length in experiment.evaluation_lengths:
+        _blocks(data, length, experiment.evaluation_tokens)
 
 
 def time_passes(model: PreTrainedModel, options: LatencyOptions) -> dict[str, Any]:
@@ -367,7 +393,7 @@ def compute_trial(trial: Trial, experiment: Experiment) -> TrialResult:
     Raises:
         UserError: If something has to be changed by the user.
     """
-    pruned = _MAKERS[trial.kind](trial)
+    pruned = _MAKERS[trial.kind](trial, partial(check_text, experiment=experiment))
     if pruned.plan is not None:
         pruned.plan.save(trial.folder / PLAN_FOLDER)
     made = pruned.made
@@ -409,8 +435,8 @@ def _measured(
     return measured | tuning
 
 
-def _dense(trial: Trial) -> _Pruned:
-    made = run_start([*trial.arguments, *ANY_START], trial.folder / RUN_FOLDER, trial.seed)
+def _dense(trial: Trial, check: CheckData) -> _Pruned:
+    made = run_start([*trial.arguments, *ANY_START], trial.folder / RUN_FOLDER, trial.seed, check)
     made.making.stop()
     masked_model = made.module.masked_model
     meter = ResourceMeter()
@@ -426,16 +452,16 @@ def _dense(trial: Trial) -> _Pruned:
     )
 
 
-def _metric(trial: Trial) -> _Pruned:
-    made = run_start([*trial.arguments], trial.folder / RUN_FOLDER, trial.seed)
+def _metric(trial: Trial, check: CheckData) -> _Pruned:
+    made = run_start([*trial.arguments], trial.folder / RUN_FOLDER, trial.seed, check)
     plan = made.module.current_plan()
     made.making.stop()
     return _masked(made, plan, {})
 
 
-def _learned(trial: Trial) -> _Pruned:
+def _learned(trial: Trial, check: CheckData) -> _Pruned:
     run_dir = trial.folder / RUN_FOLDER
-    made = run_fit([*trial.arguments], run_dir, trial.seed, module_class(trial.kind))
+    made = run_fit([*trial.arguments], run_dir, trial.seed, module_class(trial.kind), check)
     made.making.stop()
     plan = PruningPlan.load(run_dir / "plans" / "best")
     details = {
@@ -460,9 +486,9 @@ def _masked(made: MeasuredRun, plan: PruningPlan, details: dict[str, Any]) -> _P
     )
 
 
-def _slicegpt(trial: Trial) -> _Pruned:
+def _slicegpt(trial: Trial, check: CheckData) -> _Pruned:
     """Slice to as many parameters as a mask of the same budget keeps."""
-    made = run_start([*trial.arguments, *ANY_START], trial.folder / RUN_FOLDER, trial.seed)
+    made = run_start([*trial.arguments, *ANY_START], trial.folder / RUN_FOLDER, trial.seed, check)
     made.making.stop()
     module, data = made.module, made.data
     text = data.calibration_batches(module.initialization.num_blocks, data.batch_size)

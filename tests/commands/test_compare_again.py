@@ -1,7 +1,9 @@
 """What a second comparison takes up, and what one trial leaves to the others."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 import callbacks
 from pgprune_lightning.atomic_write import TEMPORARY
+from pgprune_lightning.comparison import comparison_run
 from tests.tiny_commands import refused
 from tests.tiny_experiments import EXPERIMENT, Compare, results_in
 
@@ -37,6 +40,46 @@ def test_finished_trials_are_taken_and_only_what_changed_is_computed(
     assert {path.name for path in folder.iterdir()} == {"seed0", "seed0-1"}
     assert results_in(tmp_path)["methods"]["learned"]["steps"] == 3
     assert json.loads((folder / "seed0-1" / "trial.json").read_text())["steps"] == 6
+
+
+def test_a_stopped_comparison_says_what_is_kept_and_how_to_go_on(
+    compare: Compare,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    methods = {name: EXPERIMENT["methods"][name] for name in ("dense", "wanda_sp")}
+    compute = comparison_run.compute_trial
+
+    def stopped(trial: Any, experiment: Any) -> Any:
+        if trial.method == "wanda_sp":
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute(trial, experiment)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison_run, "compute_trial", stopped)
+        with pytest.raises(SystemExit, match="130"):
+            compare(methods=methods, picture=None)
+    error = capsys.readouterr().err
+    assert f"Stopped. {tmp_path / 'out'} keeps the finished trials" in error
+    assert "Start the same command again." in error
+    again = compare(methods=methods, picture=None)
+    assert again.status == 0, again.err
+    assert again.out.count("from an earlier run") == 1
+
+
+def test_a_text_too_short_to_be_measured_is_refused_before_training(
+    compare: Compare, tmp_path: Path
+) -> None:
+    methods = {"learned": EXPERIMENT["methods"]["learned"]}
+    options = {"data.test": [{"path": str(tmp_path / "short.txt"), "label": "short"}]}
+    (tmp_path / "short.txt").write_text("a short text of a few words, and then a few more " * 3)
+    changes = {"methods": methods, "options": options, "seeds": [0], "picture": None}
+    failed = compare(**changes, evaluation_lengths=[2, 2000])
+    assert failed.status == 2
+    assert "too short for one block" in failed.err, failed.err
+    run = tmp_path / "out" / "trials" / "all" / "learned" / "seed0" / "run"
+    assert not list(run.glob("checkpoints/*")), "no step was taken"
 
 
 def test_an_interrupted_fit_goes_on_from_its_checkpoint(

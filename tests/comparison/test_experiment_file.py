@@ -180,7 +180,7 @@ def test_a_mistake_in_the_file_is_named(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model.lrr": 1}, r"there is no option model.lrr. Did you mean model.update.lr\?"),
+        ({"model.update.lrr": 1}, r"no option model.update.lrr. Did you mean model.update.lr\?"),
         ({"model.update.lr": "much"}, "model.update.lr: must be a number; given much"),
         ({"model.initialization.metric": "wanda"}, "model.initialization.metric:.*wanda"),
         ({"run_dir": "x"}, "run_dir: the comparison chooses it"),
