@@ -9,7 +9,7 @@ import pytest
 
 import callbacks.outcome_report
 from pgprune_lightning.comparison import comparison_run
-from pgprune_lightning.finetuning import finetuning_run
+from pgprune_lightning.recovery import finetuning_run
 from pgprune_lightning.training.metrics_file import MetricsFile
 from tests.run_traces import files_of
 from tests.tiny_commands import AtStep, Outcome, TinyCommand, refused

@@ -18,7 +18,7 @@ from pgprune_lightning.console import OneLineErrorParser
 from pgprune_lightning.credentials import refuse_secrets
 from pgprune_lightning.errors import UserError, did_you_mean
 from pgprune_lightning.evaluation import ZERO_SHOT_TASKS, ZeroShotTask
-from pgprune_lightning.finetuning import ALPACA, LoraOptions
+from pgprune_lightning.recovery import ALPACA, LoraOptions
 
 MethodKind = Literal["dense", "metric", "slicegpt", "learned", "backpropagated"]
 LEARNING_KINDS: tuple[MethodKind, ...] = ("learned", "backpropagated")

@@ -35,12 +35,12 @@ from pgprune_lightning.evaluation import (
 )
 from pgprune_lightning.evaluation.pass_counter import PassCounter
 from pgprune_lightning.evaluation.resources import ResourceMeter
-from pgprune_lightning.finetuning import check_finetuning, finetune_lora, read_alpaca
 from pgprune_lightning.masking.frozen_model import resolve_dtype
 from pgprune_lightning.masking.model_reuse import open_frozen_model
 from pgprune_lightning.masking.positions import max_positions
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.recovery import check_finetuning, finetune_lora, read_alpaca
 from pgprune_lightning.run import Run, execute_run, remove_callbacks
 from pgprune_lightning.slicing import cut_model
 from pgprune_lightning.training import PolicyGradientPruning

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pgprune_lightning.cli import main
 from pgprune_lightning.commands.finetune import finetune_parser
-from pgprune_lightning.finetuning import (
+from pgprune_lightning.masking.tokenizer import load_tokenizer
+from pgprune_lightning.recovery import (
     LoraOptions,
     exported_folder,
     finetune_lora,
     read_alpaca,
 )
-from pgprune_lightning.masking.tokenizer import load_tokenizer
 from tests.tiny_commands import Outcome, refused
 from tests.tiny_finetuning import metric_rows
 from tests.tiny_models import claim_tied, make_tiny_model

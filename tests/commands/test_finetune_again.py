@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pgprune_lightning.finetuning import adapter_training, finetuning_run
-from pgprune_lightning.finetuning.adapter_training import AdapterTraining
+from pgprune_lightning.recovery import finetuning_run
+from pgprune_lightning.recovery.adapter_training import AdapterTraining
 from tests.tiny_commands import Outcome, refused
 from tests.tiny_finetuning import metric_rows
 
-STEPS = 5
+STEPS = 6
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +43,13 @@ def _same_model(first: Path, second: Path) -> None:
 
 def _signal_in_every_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """As a scheduler would: once in the first step that a process takes."""
-    take_step = AdapterTraining._take_step
+    take_step = AdapterTraining.training_step
 
-    def step(self: AdapterTraining) -> float:
+    def step(self: AdapterTraining, *arguments: Any) -> dict[str, float]:
         os.kill(os.getpid(), number)
-        return take_step(self)
+        return take_step(self, *arguments)
 
-    monkeypatch.setattr(AdapterTraining, "_take_step", step)
+    monkeypatch.setattr(AdapterTraining, "training_step", step)
 
 
 def test_stopped_after_every_step(
@@ -69,11 +69,11 @@ def test_stopped_after_every_step(
             _signal_in_every_step(patch, number)
             outcome = finetune(stopped, *text, "--resume", "auto")
             assert outcome.status == (130 if step == 3 else 75), outcome.err
-            assert f"Stopped after step {step} of {STEPS + 1}" in outcome.err
+            assert f"Stopped after step {step}. Go on with --resume auto." in outcome.err
             assert not stopped.exists(), "a model stands there only when it is finished"
     outcome = finetune(stopped, *text, "--resume", "auto")
     assert outcome.status == 0, outcome.err
-    assert "going on after step 5" in outcome.out
+    assert "going on after step 6" in outcome.out
     _same_model(whole, stopped)
     assert not list(tmp_path.glob("*.unfinished"))
     assert "finished" in finetune(stopped, *text, "--resume", "auto").out
@@ -87,9 +87,9 @@ def test_killed_in_a_step_it_goes_on_from_the_last_checkpoint_that_loads(
     assert finetune(whole).status == 0
 
     def break_off(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt  # nothing is saved, as with a kill
+        raise SystemExit(130)  # nothing is saved, as with a kill
 
-    losses = adapter_training._add_gradients
+    losses = AdapterTraining._add_gradients
     calls: list[int] = []
 
     def count(*arguments: Any) -> float:
@@ -97,10 +97,14 @@ def test_killed_in_a_step_it_goes_on_from_the_last_checkpoint_that_loads(
         return break_off() if len(calls) == 6 else losses(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter_training, "_add_gradients", count)
+        patch.setattr(AdapterTraining, "_add_gradients", count)
         assert finetune(killed).status == 130
     checkpoints = sorted((tmp_path / "killed.unfinished" / "checkpoints").iterdir())
-    assert [path.name for path in checkpoints] == ["step=00000002.ckpt", "step=00000004.ckpt"]
+    assert [path.name for path in checkpoints] == [
+        "last.ckpt",
+        "step=00000002.ckpt",
+        "step=00000004.ckpt",
+    ]
     content = bytearray(checkpoints[-1].read_bytes())
     content[len(content) // 2] ^= 1
     checkpoints[-1].write_bytes(content)

@@ -21,7 +21,7 @@ from pgprune_lightning.comparison.experiment import (
     LatencyOptions,
     MethodKind,
 )
-from pgprune_lightning.finetuning import LoraOptions
+from pgprune_lightning.recovery import LoraOptions
 
 
 @pytest.fixture

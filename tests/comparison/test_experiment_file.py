@@ -9,7 +9,7 @@ from pgprune_lightning.comparison import Method, Picture, load_experiment
 from pgprune_lightning.comparison.experiment import FinetuneOptions, LatencyOptions
 from pgprune_lightning.comparison.trial import trials_of
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.finetuning import LoraOptions
+from pgprune_lightning.recovery import LoraOptions
 
 WriteFile = Callable[..., Path]
 

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from pgprune_lightning.cli import main
 from pgprune_lightning.evaluation import evaluate_zero_shot
-from pgprune_lightning.finetuning import LoraOptions, finetune_lora, read_alpaca
 from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
 from pgprune_lightning.plan import PruningPlan
+from pgprune_lightning.recovery import LoraOptions, finetune_lora, read_alpaca
 from pgprune_lightning.slicing import cut_model
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "recipes" / "tiny_stories.yaml"

@@ -9,7 +9,7 @@ import pytest
 
 from pgprune_lightning.comparison import Experiment, load_experiment
 from pgprune_lightning.comparison.experiment import FinetuneOptions, LatencyOptions
-from pgprune_lightning.finetuning import ALPACA, LoraOptions
+from pgprune_lightning.recovery import ALPACA, LoraOptions
 from pgprune_lightning.training.budget_schedule import Progressive
 from tests.paper_experiments import EPOCH, HUB_IDS, PAPER, TASKS, Expected
 from tests.parsed_trials import parsed_trial

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import datasets
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from pgprune_lightning.data.documents import cause_of, load_columns, text_columns
 from pgprune_lightning.data.text_source import TextSource, file_format
 from pgprune_lightning.errors import UserError, about
+from pgprune_lightning.masking.tokenizer import check_tokens
+from pgprune_lightning.recovery.lora import LoraOptions
 
 ALPACA = "tatsu-lab/alpaca"
 """The 52,002 records that the paper cites; LLM-Pruner takes `yahma/alpaca-cleaned`."""
 
 NOT_SCORED = -100
 """The target of tokens that are not to be learned, as PyTorch's cross-entropy has it."""
+
+Example = tuple[list[int], list[int]]
+"""Token ids of a record and the targets that `tokenize_record` gives them."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +118,38 @@ def _without_end(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _end_of(tokenizer: PreTrainedTokenizerBase) -> int:
     assert isinstance(tokenizer.eos_token_id, int), "load_tokenizer refuses a tokenizer without one"
     return tokenizer.eos_token_id
+
+
+def draw_examples(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[AlpacaRecord],
+    options: LoraOptions,
+    num_rows: int,
+) -> list[Example]:
+    """Draw the records that are trained on, and leave out those whose answer is cut off.
+
+    Args:
+        tokenizer: The model's.
+        records: To draw from.
+        options: How many, by which seed, and how long.
+        num_rows: Rows of the model's embedding.
+
+    Returns:
+        At most `options.num_records` examples.
+
+    Raises:
+        UserError: If no record has an answer within `max_length`, or one has a token that the model
+            has no row for.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
+    drawn = torch.randperm(len(records), generator=generator)[: options.num_records].tolist()
+    examples = [tokenize_record(records[index], tokenizer, options.max_length) for index in drawn]
+    answered = [example for example in examples if example[1] and example[1][-1] != NOT_SCORED]
+    if not answered:
+        raise UserError(
+            f"finetuning: none of {len(examples)} records has an answer within max_length = "
+            f"{options.max_length} tokens; raise it, or give other records."
+        )
+    largest = [max(ids) for ids, _ in answered]
+    check_tokens(largest, tokenizer, num_rows, "finetuning: a record")
+    return answered

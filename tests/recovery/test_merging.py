@@ -12,11 +12,16 @@ import pytest
 import torch
 
 from pgprune_lightning.export.padded import padded_model
-from pgprune_lightning.finetuning.adapter_training import AdapterTraining
-from pgprune_lightning.finetuning.lora import attach_adapter
-from pgprune_lightning.finetuning.merging import keep_pruned, merge, probe_logits, zero_columns
-from pgprune_lightning.finetuning.options import LoraOptions
 from pgprune_lightning.masking import unit_layout_of
+from pgprune_lightning.recovery.adapter_training import AdapterTraining, StepLog, train_adapter
+from pgprune_lightning.recovery.lora import (
+    LoraOptions,
+    attach_adapter,
+    keep_pruned,
+    merge,
+    probe_logits,
+    zero_columns,
+)
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import make_tiny_model, random_tokens
 
@@ -46,7 +51,9 @@ def test_pruned_units_stay_zero(name: str) -> None:
     adapted = attach_adapter(padded, OPTIONS)
     keep_pruned(adapted, zeroed)
     examples = [(row.tolist(), row.tolist()) for row in random_tokens(4, 12)]
-    losses = list(AdapterTraining(adapted, examples, OPTIONS).steps())
+    losses: list[float] = []
+    log = StepLog(on_step=lambda _, loss: losses.append(loss))
+    train_adapter(AdapterTraining(adapted, examples, OPTIONS), log)
     assert losses[-1] < losses[0]
     apart = probe_logits(adapted)
     merged = merge(adapted)

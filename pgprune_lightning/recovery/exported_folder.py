@@ -21,10 +21,10 @@ from pgprune_lightning.export.export_record import (
     weight_bytes,
     write_record,
 )
-from pgprune_lightning.finetuning.merging import probe_logits
 from pgprune_lightning.masking.frozen_model import load_frozen_model, resolve_dtype
 from pgprune_lightning.masking.model_source import ModelSource
 from pgprune_lightning.plan import PLAN_FILE
+from pgprune_lightning.recovery.lora import probe_logits
 from pgprune_lightning.training.metrics_file import METRICS_FILE
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")

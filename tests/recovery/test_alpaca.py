@@ -11,14 +11,14 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.finetuning.alpaca import (
+from pgprune_lightning.masking.tokenizer import load_tokenizer
+from pgprune_lightning.recovery.alpaca import (
     NOT_SCORED,
     AlpacaRecord,
     prompt_of,
     read_alpaca,
     tokenize_record,
 )
-from pgprune_lightning.masking.tokenizer import load_tokenizer
 
 PLAIN = AlpacaRecord("Say hello.", "", "Hello there")
 WITH_INPUT = AlpacaRecord("Add them.", "1, 2", "3")

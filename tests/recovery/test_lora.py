@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.finetuning import LoraOptions, finetune_lora, read_alpaca
-from pgprune_lightning.finetuning.alpaca import NOT_SCORED
-from pgprune_lightning.finetuning.lora import attach_adapter, train_adapter
-from pgprune_lightning.finetuning.options import check_finetuning
 from pgprune_lightning.masking import token_nll, unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.tokenizer import load_tokenizer
+from pgprune_lightning.recovery import LoraOptions, finetune_lora, read_alpaca
+from pgprune_lightning.recovery.adapter_training import AdapterTraining, StepLog, train_adapter
+from pgprune_lightning.recovery.alpaca import NOT_SCORED
+from pgprune_lightning.recovery.lora import attach_adapter, check_finetuning
 from pgprune_lightning.slicing import cut_model
 from tests.tiny_models import CONFIGS, make_tiny_model, random_tokens
 
@@ -32,6 +32,15 @@ OPTIONS = LoraOptions(rank=4, batch_size=4, micro_batch_size=2, epochs=8, lr=0.0
 @pytest.fixture(autouse=True)
 def _peft() -> None:
     pytest.importorskip("peft", reason="pip install -e '.[finetune]'")
+
+
+def _train(
+    adapted: Any,
+    examples: list[tuple[list[int], list[int]]],
+    options: LoraOptions,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    train_adapter(AdapterTraining(adapted, examples, options), StepLog(on_step=on_step))
 
 
 def _half(model: PreTrainedModel) -> PreTrainedModel:
@@ -82,7 +91,7 @@ def test_learns_above_weights_that_stay_and_merges_to_the_same_logits(name: str)
     adapted = attach_adapter(cut, OPTIONS)
     with torch.no_grad():
         assert torch.equal(adapted(tokens_BT).logits, logits_before), "a new adapter does nothing"
-    train_adapter(adapted, _examples(), OPTIONS, on_step=lambda _, loss: losses.append(loss))
+    _train(adapted, _examples(), OPTIONS, on_step=lambda _, loss: losses.append(loss))
     assert len(losses) == 8 * 2
     assert _same(_weights(adapted), cut_before)
     with torch.no_grad():
@@ -110,7 +119,7 @@ def test_the_loss_is_the_mean_over_the_answers(
         losses: dict[int, float] = {}
         torch.manual_seed(0)
         adapted = attach_adapter(_half(tiny_model("llama_gqa")), options)
-        train_adapter(adapted, _examples(), options, on_step=losses.__setitem__)
+        _train(adapted, _examples(), options, on_step=losses.__setitem__)
         assert losses[1] == pytest.approx(expected, rel=1e-5)
         trained.append(losses[2])
     assert trained == pytest.approx([trained[0]] * 3, rel=1e-3)
@@ -123,13 +132,13 @@ def test_warms_up_and_falls_to_zero(
     step_sizes: list[float] = []
     step = torch.optim.AdamW.step
 
-    def note(self: torch.optim.AdamW, *args: Any) -> Any:
+    def note(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
         step_sizes.append(self.param_groups[0]["lr"])
-        return step(self, *args)
+        return step(self, *args, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", note)
     options = dataclasses.replace(OPTIONS, warmup=0.25, lr=1.0, epochs=2)
-    train_adapter(attach_adapter(tiny_model("llama_gqa"), options), _examples(), options)
+    _train(attach_adapter(tiny_model("llama_gqa"), options), _examples(), options)
     assert step_sizes == pytest.approx([0.0, 1.0, 2 / 3, 1 / 3])
 
 
@@ -138,18 +147,19 @@ def test_each_step_has_the_gradient_of_its_batch_alone_and_no_longer_than_allowe
 ) -> None:
     gradients: list[torch.Tensor] = []
 
-    def note(self: torch.optim.AdamW, *_: Any) -> None:
+    def note(self: torch.optim.AdamW, *_: Any, closure: Any) -> None:
+        closure()
         values = [value.grad.flatten() for value in self.param_groups[0]["params"]]
         gradients.append(torch.cat(values).clone())
 
     monkeypatch.setattr(torch.optim.AdamW, "step", note)
     options = dataclasses.replace(OPTIONS, batch_size=6, epochs=2, max_grad_norm=1e9)
     adapted = attach_adapter(tiny_model("llama_gqa"), options)
-    train_adapter(adapted, _examples(), options)
+    _train(adapted, _examples(), options)
     assert torch.allclose(gradients[1], gradients[0], atol=1e-6)
     length = float(gradients[0].norm())
 
-    train_adapter(adapted, _examples(), dataclasses.replace(options, max_grad_norm=length / 2))
+    _train(adapted, _examples(), dataclasses.replace(options, max_grad_norm=length / 2))
     assert float(gradients[2].norm()) == pytest.approx(length / 2, rel=1e-3)
 
 
@@ -202,7 +212,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
 
 
 def test_peft_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgprune_lightning.finetuning.options.find_spec", lambda _name: None)
+    monkeypatch.setattr("pgprune_lightning.recovery.lora.find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"peft, which is not installed.*\[finetune\]"):
         check_finetuning(LoraOptions())
 
@@ -240,4 +250,4 @@ def test_a_loss_that_is_not_finite(tiny_model: Callable[..., PreTrainedModel]) -
     model = tiny_model("llama_gqa")
     model.get_input_embeddings().weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="the loss is nan at step 1; lower lr"):
-        train_adapter(attach_adapter(model, OPTIONS), _examples(), OPTIONS)
+        _train(attach_adapter(model, OPTIONS), _examples(), OPTIONS)
