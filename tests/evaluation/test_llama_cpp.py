@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation import llama_cpp
 from pgprune_lightning.evaluation.llama_cpp import LlamaCppModel, has_llama_cpp
-from pgprune_lightning.export.gguf_file import write_gguf
+from pgprune_lightning.export.gguf import write_gguf
 
 needs_llama_cpp = pytest.mark.skipif(
     not has_llama_cpp(), reason="llama-cpp-python is not installed: make test-llama builds it"

@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export import ExportFormat, ExportOptions
 from pgprune_lightning.export.decilm_reader import DeciReader
-from pgprune_lightning.export.export_record import write_export
+from pgprune_lightning.export.export_record import check_export, write_export
 from pgprune_lightning.export.formats import FORMATS
 from pgprune_lightning.export.padded import padded_model
-from pgprune_lightning.export.self_check import check_export
 from pgprune_lightning.masking import DenseMaskedExecution, unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pgprune_lightning.evaluation.llama_cpp import LlamaCppModel
 from pgprune_lightning.export.export_format import Quantization
-from pgprune_lightning.export.gguf_file import write_gguf
+from pgprune_lightning.export.gguf import write_gguf
 from pgprune_lightning.masking import unit_layout_of
 from pgprune_lightning.masking.frozen_model import load_frozen_model
 from pgprune_lightning.masking.model_source import resolve_model_source

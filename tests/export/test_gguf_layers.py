@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pgprune_lightning.export.gguf_layers import (
+from pgprune_lightning.export.gguf_architecture import (
     are_uniform,
     gguf_layers,
     head_dim_of,

@@ -13,8 +13,8 @@ import torch
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.export import ExportOptions, layer_widths
+from pgprune_lightning.export.export_record import check_export
 from pgprune_lightning.export.formats import FORMATS
-from pgprune_lightning.export.self_check import check_export
 from pgprune_lightning.export.uniform import uniform_mask
 from pgprune_lightning.export.widths import are_equal
 from pgprune_lightning.masking import unit_layout_of
