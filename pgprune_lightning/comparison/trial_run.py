@@ -41,7 +41,7 @@ from pgprune_lightning.masking.positions import max_positions
 from pgprune_lightning.masking.token_loss import token_nll
 from pgprune_lightning.plan import PruningPlan
 from pgprune_lightning.recovery import check_finetuning, finetune_lora, read_alpaca
-from pgprune_lightning.run import Run, execute_run, remove_callbacks
+from pgprune_lightning.run import Command, Run, execute_run, remove_callbacks
 from pgprune_lightning.slicing import cut_model
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.checkpoints import CHECKPOINTS, took_steps
@@ -175,14 +175,7 @@ def run_start(arguments: list[str], run_dir: Path, seed: int, check: CheckData) 
         check: Called first.
     """
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--trainer.limit_val_batches=0"]
-    measured: list[MeasuredRun] = []
-
-    def prepare(run: Run) -> None:
-        check(run.data)
-        measured.append(measure_making(run))
-
-    execute_run([*arguments, *own], "validate", prepare=prepare)
-    return measured[0]
+    return _execute([*arguments, *own], "validate", PolicyGradientPruning, check)
 
 
 def run_fit(
@@ -207,13 +200,22 @@ def run_fit(
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}", "--existing_run=move_aside"]
     if any((run_dir / CHECKPOINTS).glob("*.ckpt")) or not took_steps(run_dir):
         own.append("--resume=auto")
+    return _execute([*arguments, *own], "fit", module_class, check)
+
+
+def _execute(
+    arguments: list[str],
+    command: Command,
+    module_class: type[PolicyGradientPruning],
+    check: CheckData,
+) -> MeasuredRun:
     measured: list[MeasuredRun] = []
 
     def prepare(run: Run) -> None:
         check(run.data)
         measured.append(measure_making(run))
 
-    execute_run([*arguments, *own], "fit", module_class, prepare)
+    execute_run(arguments, command, module_class, prepare)
     return measured[0]
 
 
