@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -110,40 +109,3 @@ def ignore_stop_signals() -> None:
     """Leave stopping to another process: schedulers send signals to workers too."""
     for number in STATUS_OF:
         signal.signal(number, signal.SIG_IGN)
-
-
-@dataclass
-class StopRequest:
-    """Whether a stop was asked for.
-
-    Args:
-        status: The exit status that the signal asks for; 0: none came.
-    """
-
-    status: int = 0
-
-
-@contextmanager
-def noted_stop_signals() -> Iterator[StopRequest]:
-    """Note the first stop signal instead of ending, so that a step is finished and saved first.
-
-    Outside of the main thread nothing is changed, as for `exit_at_stop_signals`.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        if not request.status:
-            request.status = STATUS_OF[signal.Signals(number)]
-            # Not print(): the signal may have come in the midst of one.
-            os.write(2, f"\n{signal.Signals(number).name}: stops after this step.\n".encode())
-
-    before = {number: signal.signal(number, note) for number in STATUS_OF}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
