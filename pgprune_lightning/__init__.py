@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pgprune_lightning.export import open_planned_model
     from pgprune_lightning.initialization import Initialization
     from pgprune_lightning.plan import PruningPlan
-    from pgprune_lightning.run import Run, build_run, execute_run, resolve_config
+    from pgprune_lightning.run import Run, build_run, execute_run
+    from pgprune_lightning.run_options import resolve_config
     from pgprune_lightning.training import PolicyGradientPruning
     from pgprune_lightning.training.mask_evaluator import MaskEvaluator
     from pgprune_lightning.training.options import (
@@ -52,7 +53,8 @@ _MODULES = {
     "export": ("open_planned_model",),
     "initialization": ("Initialization",),
     "plan": ("PruningPlan",),
-    "run": ("Run", "build_run", "execute_run", "resolve_config"),
+    "run": ("Run", "build_run", "execute_run"),
+    "run_options": ("resolve_config",),
     "training": ("PolicyGradientPruning",),
     "training.mask_evaluator": ("MaskEvaluator",),
     "training.options": ("BudgetOptions", "ExecutionOptions", "UnitOptions", "UpdateOptions"),

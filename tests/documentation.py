@@ -62,7 +62,7 @@ def options_in(span: str) -> list[str]:
 def parser_of(command: str) -> Any:
     """The parser of a command."""
     if command in LIGHTNING_COMMANDS:
-        from pgprune_lightning.run import run_parser
+        from pgprune_lightning.run_options import run_parser
 
         return run_parser(command)
     return getattr(command_module(command), f"{command}_parser")()

@@ -6,7 +6,7 @@ from typing import Any
 
 from pgprune_lightning.comparison import Experiment
 from pgprune_lightning.comparison.trial import check_config, module_class, trial_arguments
-from pgprune_lightning.run import resolve_config
+from pgprune_lightning.run_options import resolve_config
 
 
 def parsed_trial(experiment: Experiment, setting: str, method: str) -> Any:

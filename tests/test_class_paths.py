@@ -8,7 +8,7 @@ import pytest
 
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.option_messages import PLUGINS
-from pgprune_lightning.run import run_parser
+from pgprune_lightning.run_options import run_parser
 from tests.tiny_commands import TinyCommand, refused
 from tests.tiny_experiments import Compare
 

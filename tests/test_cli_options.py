@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pgprune_lightning.cli import COMMANDS, main
-from pgprune_lightning.run import run_parser
+from pgprune_lightning.run_options import run_parser
 
 TEXT_SOURCE = """path label name split data_files revision field local_copy join
     document_separator part num_blocks wikitext_style optional"""

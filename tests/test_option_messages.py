@@ -15,7 +15,7 @@ from pgprune_lightning.commands.export_options import export_parser
 from pgprune_lightning.commands.finetune import finetune_parser
 from pgprune_lightning.commands.report import report_parser
 from pgprune_lightning.errors import OptionError, UserError
-from pgprune_lightning.run import run_parser
+from pgprune_lightning.run_options import run_parser
 from research.study import study_parser
 from research.variance import variance_parser
 

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from pgprune_lightning.benchmark import Workload
 from pgprune_lightning.benchmark.learning import Learning
 from pgprune_lightning.errors import UserError
-from pgprune_lightning.run import resolve_config
+from pgprune_lightning.run_options import resolve_config
 from pgprune_lightning.training.execution_choice import ExecutionName
 
 

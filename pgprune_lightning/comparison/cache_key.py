@@ -18,10 +18,10 @@ from pgprune_lightning.comparison.experiment import (
     Experiment,
     FinetuneOptions,
     MethodKind,
-    leaves,
 )
 from pgprune_lightning.data.text_source import SourceUnavailable, TextSource
 from pgprune_lightning.errors import about
+from pgprune_lightning.evaluation.table import leaves
 from pgprune_lightning.masking.model_source import ModelSource, resolve_model_source
 from pgprune_lightning.plan import PLAN_FILE, find_plan
 

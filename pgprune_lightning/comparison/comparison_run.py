@@ -17,6 +17,7 @@ from pgprune_lightning.atomic_write import remove_temp_files, write_atomically
 from pgprune_lightning.comparison import figures, tables
 from pgprune_lightning.comparison.cache_key import digest_of
 from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.comparison.measurement import check_extras
 from pgprune_lightning.comparison.results import Results, collect
 from pgprune_lightning.comparison.trial import (
     ExistingTrials,
@@ -29,7 +30,7 @@ from pgprune_lightning.comparison.trial import (
     finished_result,
     trials_of,
 )
-from pgprune_lightning.comparison.trial_run import check_extras, compute_trial
+from pgprune_lightning.comparison.trial_run import compute_trial
 from pgprune_lightning.console import print_error
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.evaluation.table import perplexity

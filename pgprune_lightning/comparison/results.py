@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgprune_lightning.comparison.experiment import Experiment, leaves, nested
+from pgprune_lightning.comparison.experiment import Experiment
+from pgprune_lightning.comparison.experiment_file import nested
 from pgprune_lightning.comparison.trial import Trial, TrialResult
 from pgprune_lightning.comparison.trial_run import PLAN_FOLDER
 from pgprune_lightning.evaluation import provenance
+from pgprune_lightning.evaluation.table import leaves
 from pgprune_lightning.masking.frozen_model import load_model_config, model_on_meta
 from pgprune_lightning.masking.model_source import resolve_model_source
 from pgprune_lightning.masking.model_units import unit_layout_of

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 from rich.console import Console
 
-from pgprune_lightning.comparison.experiment import leaves
 from pgprune_lightning.comparison.results import Results, grouped
 from pgprune_lightning.evaluation.table import (
     LATENCY_VALUES,
@@ -18,7 +15,9 @@ from pgprune_lightning.evaluation.table import (
     ZERO_SHOT_AVERAGE,
     Table,
     Value,
+    leaves,
     perplexity,
+    rows_as_csv,
 )
 from pgprune_lightning.number_text import NOTHING, share_text
 
@@ -39,13 +38,7 @@ def markdown(results: Results) -> str:
 
 def csv_text(results: Results) -> str:
     """One line for each seed of each method in each setting, full precision."""
-    lines = list(_csv_rows(results))
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return rows_as_csv(list(_csv_rows(results)))
 
 
 def print_tables(results: Results) -> None:

@@ -28,8 +28,8 @@ from pgprune_lightning.comparison.experiment import (
     Experiment,
     FinetuneOptions,
     MethodKind,
-    folder_name,
 )
+from pgprune_lightning.comparison.experiment_file import folder_name
 from pgprune_lightning.errors import UserError
 from pgprune_lightning.initialization.initial_policy import METRICS
 from pgprune_lightning.masking.frozen_model import load_model_config
@@ -43,7 +43,8 @@ from pgprune_lightning.record_file import (
     checked,
     read_object,
 )
-from pgprune_lightning.run import Command, build_run, plain, resolve_config
+from pgprune_lightning.run import build_run
+from pgprune_lightning.run_options import Command, plain, resolve_config
 from pgprune_lightning.training import PolicyGradientPruning
 from pgprune_lightning.training.run_folder import free_name
 

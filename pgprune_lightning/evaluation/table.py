@@ -1,9 +1,12 @@
-"""A table for a terminal and as Markdown, and the values that tables show."""
+"""A table for a terminal, as Markdown and as CSV, and the values that tables show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich import table as rich_table
@@ -53,6 +56,25 @@ LATENCY_VALUES = (
     Value("latency.parameter_bytes", "memory of weights", bytes_text),
 )
 ZERO_SHOT_AVERAGE = Value("zero_shot_average", "zero-shot average", share_text)
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings, by its dotted key."""
+    if not isinstance(values, dict) or not values:
+        yield prefix, values
+        return
+    for name, value in values.items():
+        yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with full precision, a column for every name in one of them."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def value_title(name: str) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
-from pgprune_lightning.comparison.experiment import leaves
-from pgprune_lightning.evaluation.table import OVERFLOW, Table, Value, perplexity
+from pgprune_lightning.evaluation.table import (
+    OVERFLOW,
+    Table,
+    Value,
+    leaves,
+    perplexity,
+    rows_as_csv,
+)
 from pgprune_lightning.number_text import (
     NOTHING,
     bytes_text,
@@ -54,13 +58,7 @@ def markdown(result: Result) -> str:
 
 def csv_text(result: Result) -> str:
     """One line for each model, full precision."""
-    lines = [_without_lists(model) for model in result["models"]]
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return rows_as_csv([_without_lists(model) for model in result["models"]])
 
 
 def _without_lists(model: dict[str, Any]) -> Flat:

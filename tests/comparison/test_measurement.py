@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune_lightning.comparison import trial_run
+from pgprune_lightning.comparison import measurement
 from pgprune_lightning.comparison.experiment import Experiment
 from pgprune_lightning.data.data_module import TokenBlocksDataModule
 from pgprune_lightning.data.text_source import TextSource
@@ -25,7 +25,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
         batches.append(list(loader))
         return 1.0
 
-    monkeypatch.setattr(trial_run, "evaluate_perplexity", record)
+    monkeypatch.setattr(measurement, "evaluate_perplexity", record)
     return batches
 
 
@@ -72,7 +72,7 @@ def test_equal_tokens_are_read_at_every_length(
 ) -> None:
     data = _data(tiny_run, num_blocks=num_blocks, evaluation_block_length=16)
     lengths = (8, 16, 32)
-    measured = trial_run.measure(model, data, _experiment(lengths, asked))
+    measured = measurement.measure(model, data, _experiment(lengths, asked))
     assert measured == {f"perplexity_{length}": 1.0 for length in lengths}
     streams = []
     for length, batches in zip(lengths, read, strict=True):
@@ -87,7 +87,7 @@ def test_equal_tokens_are_read_at_every_length(
 def test_a_length_that_does_not_divide_the_tokens_reads_its_full_blocks(
     tiny_run: TinyRun, model: PreTrainedModel, read: list[list[Tensor]]
 ) -> None:
-    trial_run.measure(model, _data(tiny_run), _experiment((16, 48), 100))
+    measurement.measure(model, _data(tiny_run), _experiment((16, 48), 100))
     assert [torch.cat(batches).numel() for batches in read] == [96, 96]
 
 
@@ -96,7 +96,7 @@ def test_batches_hold_equal_tokens_at_every_length(
 ) -> None:
     """They decide the memory; a block longer than them is a batch of its own."""
     data = _data(tiny_run, evaluation_block_length=16, evaluation_batch_size=2)
-    trial_run.measure(model, data, _experiment((8, 16, 32, 64), 128))
+    measurement.measure(model, data, _experiment((8, 16, 32, 64), 128))
     assert [tuple(batches[0].shape) for batches in read] == [(4, 8), (2, 16), (1, 32), (1, 64)]
     assert all(len(torch.cat(batches).flatten()) == 128 for batches in read)
 
@@ -104,6 +104,6 @@ def test_batches_hold_equal_tokens_at_every_length(
 def test_perplexity_that_overflows_is_none(
     tiny_run: TinyRun, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_run, "evaluate_perplexity", lambda *_, **__: float("inf"))
-    measured = trial_run.measure(model, _data(tiny_run), _experiment((16,), None))
+    monkeypatch.setattr(measurement, "evaluate_perplexity", lambda *_, **__: float("inf"))
+    measured = measurement.measure(model, _data(tiny_run), _experiment((16,), None))
     assert measured == {"perplexity_16": None}
