@@ -196,7 +196,7 @@ def _extras(experiment: Experiment, finetune: FinetuneOptions | None) -> dict[st
 
 
 def digest_of(cache_key: CacheKey) -> str:
-    """A hash of an cache_key: 64 hexadecimal digits."""
+    """A hash of a cache key: 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
 
 

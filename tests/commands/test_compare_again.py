@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,15 @@ def test_a_damaged_trial_is_refused_before_any_is_computed(
     path.write_text(re.sub(rf'"{name}s?": [^,\n}}]*', text, path.read_text(), count=1))
     again = compare(methods=methods, picture=None)
     refused(again, str(path), field, f"delete {path.parent}")
+
+
+def test_a_terminal_shows_how_many_trials_are_left(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {name: EXPERIMENT["methods"][name] for name in ("dense", "random")}
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True)
+    shown = compare(methods=methods, seeds=[0], picture=None)
+    assert shown.status == 0, shown.err
+    assert "trials:   0%" in shown.err
+    assert "1/2" in shown.err
+    assert "random" in shown.err
